@@ -1,0 +1,67 @@
+-- Who owns what, and who may do what. Runs as the installer: a superuser, or any role with CREATEROLE and
+-- CREATE on the database (Supabase's "postgres").
+--
+-- Invariants: every object belongs to meshaudit_owner, a role nobody logs in as; the installer is a member of
+-- it only while it installs (99_finish.sql takes it out again); roles are shared by all databases of a server.
+
+set local search_path = pg_catalog, pg_temp;
+
+do $$
+begin
+  if current_setting('server_version_num')::int < 150000 then
+    raise exception 'meshaudit needs PostgreSQL 15 or later, this is %', current_setting('server_version')
+      using errcode = 'MA005', hint = 'Upgrade the server first.';
+  end if;
+  if current_setting('server_encoding') <> 'UTF8' then
+    raise exception 'meshaudit needs a database with encoding UTF8, this one has %', current_setting('server_encoding')
+      using errcode = 'MA005', hint = 'Create the database with: create database … encoding ''UTF8'' template template0';
+  end if;
+end
+$$;
+
+do $$
+declare
+  v_role text;
+begin
+  foreach v_role in array array['meshaudit_owner', 'meshaudit_client', 'meshaudit_auditor', 'meshaudit_operator'] loop
+    begin
+      execute format('create role %I nologin', v_role);
+    exception
+      -- another database of this server has them already, or a concurrent install was faster
+      when duplicate_object or unique_violation then null;
+    end;
+  end loop;
+
+  if not (select r.rolsuper from pg_catalog.pg_roles r where r.rolname = current_user) then
+    begin
+      execute format('grant meshaudit_owner to %I', current_user);
+      execute format('grant meshaudit_client, meshaudit_auditor, meshaudit_operator to %I with admin option', current_user);
+    exception when insufficient_privilege then
+      raise exception 'role "%" may not install meshaudit: the meshaudit roles exist and belong to somebody else', current_user
+        using errcode = 'MA005',
+              hint = format('As a superuser: grant meshaudit_owner, meshaudit_client, meshaudit_auditor, meshaudit_operator to %I with admin option', current_user);
+    end;
+  end if;
+
+  -- grant_auditor() hands out this role
+  grant meshaudit_auditor to meshaudit_owner with admin option;
+  perform set_config('meshaudit.installer', current_user, true);
+end
+$$;
+
+create schema meshaudit authorization meshaudit_owner;
+create schema meshaudit_private authorization meshaudit_owner;
+
+set local role meshaudit_owner;
+
+comment on schema meshaudit is
+  'Audit log for secrets: the public functions and the view audit_logs. Everything else lives in meshaudit_private.';
+comment on schema meshaudit_private is
+  'Inside of meshaudit. No user has USAGE; only the SECURITY DEFINER functions of schema meshaudit come here.';
+
+revoke all on schema meshaudit, meshaudit_private from public;
+grant usage on schema meshaudit to meshaudit_client, meshaudit_auditor, meshaudit_operator;
+
+-- A project's default privileges (Supabase sets some) must not leak into ours: what is created from here on
+-- belongs to meshaudit_owner, and its own defaults are: nothing for PUBLIC.
+alter default privileges for role meshaudit_owner revoke execute on functions from public;

@@ -1,0 +1,29 @@
+-- Settings: one row, typed, so that reading one is a single page and a wrong value cannot be stored.
+
+create table meshaudit_private.settings (
+  singleton boolean primary key default true check (singleton),
+  ledger_id uuid not null default gen_random_uuid(),
+  gateway_roles text[] not null default array['authenticator'],
+  api_roles text[] not null default array['authenticated'],
+  address_headers text[] not null default array['cf-connecting-ip', 'x-forwarded-for'],
+  partition_interval text not null default 'month' check (partition_interval in ('month', 'week', 'day')),
+  partitions_ahead int not null default 3 check (partitions_ahead between 1 and 400),
+  installed_at timestamptz not null default clock_timestamp(),
+  maintained_at timestamptz,
+  verified_at timestamptz,
+  verified_problems bigint
+);
+
+comment on table meshaudit_private.settings is 'The one row of settings; change it with meshaudit.set_setting().';
+comment on column meshaudit_private.settings.ledger_id is
+  'Names this ledger. It is hashed into the first link of every lane, so that no chain can be passed off as another''s.';
+comment on column meshaudit_private.settings.gateway_roles is
+  'Logins whose request.jwt.claims and request.headers are believed (PostgREST''s login).';
+comment on column meshaudit_private.settings.api_roles is
+  'Roles a gateway switches to for logged-in users; they may query the log once a JWT subject is made auditor.';
+comment on column meshaudit_private.settings.address_headers is
+  'Request headers to take the client''s address from, best first; of a list, the last (nearest) address counts.';
+
+insert into meshaudit_private.settings default values;
+
+alter table meshaudit_private.settings enable row level security;

@@ -1,0 +1,56 @@
+-- Changing a setting is itself an entry.
+
+create function meshaudit.set_setting(name text, value text) returns void
+language plpgsql volatile security definer set search_path = ''
+as $$
+begin
+  if name not in ('gateway_roles', 'api_roles', 'address_headers', 'partition_interval', 'partitions_ahead') or name is null then
+    raise exception 'no setting named "%"', pg_catalog."left"(name, 100) using errcode = 'MA005',
+      hint = 'Settings: gateway_roles, api_roles, address_headers (comma-separated lists), partition_interval (month, week or day), partitions_ahead (1 to 400).';
+  end if;
+  begin
+    case name
+      when 'gateway_roles' then
+        update meshaudit_private.settings set gateway_roles = meshaudit_private.list(value) where singleton;
+      when 'api_roles' then
+        update meshaudit_private.settings set api_roles = meshaudit_private.list(value) where singleton;
+      when 'address_headers' then
+        update meshaudit_private.settings set address_headers = meshaudit_private.list(pg_catalog.lower(value)) where singleton;
+      when 'partition_interval' then
+        update meshaudit_private.settings set partition_interval = value where singleton;
+      when 'partitions_ahead' then
+        update meshaudit_private.settings set partitions_ahead = value::pg_catalog.int4 where singleton;
+    end case;
+  exception when check_violation or not_null_violation or data_exception then
+    raise exception 'bad value for setting "%"', name using errcode = 'MA005',
+      hint = 'Lists are comma-separated; partition_interval is month, week or day; partitions_ahead is 1 to 400.';
+  end;
+  perform meshaudit_private.record_access('update', 'granted', name, 'meshaudit.settings', '*');
+end
+$$;
+revoke all on function meshaudit.set_setting(text, text) from public;
+
+create function meshaudit_private.list(p_value text) returns text[]
+language sql immutable set search_path = ''
+as $$
+  select pg_catalog.array_agg(pg_catalog.btrim(e)) from pg_catalog.string_to_table(p_value, ',') e
+  where pg_catalog.btrim(e) <> ''
+$$;
+
+create function meshaudit.get_setting(name text) returns text
+language sql stable security definer set search_path = ''
+as $$
+  select case when j.v ~ '^[{]' then pg_catalog.array_to_string(j.v::pg_catalog.text[], ',') else j.v end
+  from meshaudit_private.settings s,
+    lateral (values ('gateway_roles', s.gateway_roles::pg_catalog.text), ('api_roles', s.api_roles::pg_catalog.text),
+      ('address_headers', s.address_headers::pg_catalog.text), ('partition_interval', s.partition_interval),
+      ('partitions_ahead', s.partitions_ahead::pg_catalog.text), ('ledger_id', s.ledger_id::pg_catalog.text)) j (n, v)
+  where j.n = name
+$$;
+revoke all on function meshaudit.get_setting(text) from public;
+grant execute on function meshaudit.get_setting(text) to meshaudit_auditor, meshaudit_operator;
+
+comment on function meshaudit_private.list(text) is 'A comma-separated list as an array; null if it is empty.';
+comment on function meshaudit.set_setting(text, text) is
+  'Changes a setting: gateway_roles, api_roles, address_headers (comma-separated), partition_interval (month, week, day), partitions_ahead (1 to 400). Recorded as an update of meshaudit.settings. Raises MA005 on a bad name or value.';
+comment on function meshaudit.get_setting(text) is 'A setting''s value as text (or ledger_id); null if there is none of that name.';

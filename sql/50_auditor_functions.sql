@@ -1,0 +1,95 @@
+-- Granting and revoking the right to read the log; each is an entry itself.
+
+create function meshaudit_private.identity_kind(p_identity text) returns text
+language sql stable set search_path = ''
+as $$
+  select case when exists (select from pg_catalog.pg_roles r where r.rolname = p_identity) then 'database' else 'jwt' end
+$$;
+
+create function meshaudit.grant_auditor(identity text, scope text default '*') returns void
+language plpgsql volatile security definer set search_path = ''
+as $$
+declare
+  v_kind pg_catalog.text;
+  v_role pg_catalog.text;
+begin
+  if identity is null or pg_catalog.char_length(identity) not between 1 and 256
+     or scope is null or pg_catalog.char_length(scope) > 512 then
+    raise exception 'identity must be 1 to 256 characters, scope at most 512, neither null' using errcode = 'MA005',
+      hint = 'identity is a database role or a JWT subject; scope ''*'' is all scopes.';
+  end if;
+  v_kind := meshaudit_private.identity_kind(identity);
+  insert into meshaudit_private.auditors as a (identity, identity_source, scope, granted_by)
+    values (grant_auditor.identity, v_kind, grant_auditor.scope, session_user)
+    on conflict on constraint auditors_pkey do nothing;
+  foreach v_role in array (
+    case v_kind when 'database' then array[identity]
+    else (select s.api_roles from meshaudit_private.settings s) end)
+  loop
+    if exists (select from pg_catalog.pg_roles r where r.rolname = v_role)
+       and not pg_catalog.pg_has_role(v_role, 'meshaudit_auditor', 'MEMBER') then
+      execute pg_catalog.format('grant meshaudit_auditor to %I', v_role);
+    end if;
+  end loop;
+  perform meshaudit_private.record_access('create', 'granted', identity, 'meshaudit.auditors', scope);
+end
+$$;
+revoke all on function meshaudit.grant_auditor(text, text) from public;
+
+create function meshaudit.revoke_auditor(identity text, scope text default '*') returns boolean
+language plpgsql volatile security definer set search_path = ''
+as $$
+declare
+  v_kind pg_catalog.text;
+begin
+  delete from meshaudit_private.auditors a
+    where a.identity = revoke_auditor.identity and a.scope = revoke_auditor.scope
+    returning a.identity_source into v_kind;
+  if v_kind is null then
+    return false;
+  end if;
+  if v_kind = 'database'
+     and exists (select from pg_catalog.pg_roles r where r.rolname = identity)
+     and not exists (select from meshaudit_private.auditors a where a.identity = revoke_auditor.identity
+                     and a.identity_source = 'database') then
+    execute pg_catalog.format('revoke meshaudit_auditor from %I', identity);
+  end if;
+  perform meshaudit_private.record_access('delete', 'granted', identity, 'meshaudit.auditors', scope);
+  return true;
+end
+$$;
+revoke all on function meshaudit.revoke_auditor(text, text) from public;
+
+-- The scopes that the caller may see. Runs once a query, as an InitPlan of the policy.
+create function meshaudit_private.visible_scopes() returns text[]
+language plpgsql stable security definer set search_path = ''
+as $$
+declare
+  v_caller constant meshaudit_private.caller := meshaudit_private.current_caller();
+begin
+  return (
+    select coalesce(pg_catalog.array_agg(a.scope), '{}') from meshaudit_private.auditors a
+    where case
+      when v_caller.identity_source = 'jwt' then
+        a.identity_source = 'jwt' and a.identity = v_caller.user_identity
+      else
+        a.identity_source = 'database'
+        and exists (select from pg_catalog.pg_roles r where r.rolname = a.identity
+                    and pg_catalog.pg_has_role(v_caller.db_role, r.oid, 'USAGE'))
+      end
+  );
+end
+$$;
+revoke all on function meshaudit_private.visible_scopes() from public;
+grant execute on function meshaudit_private.visible_scopes() to meshaudit_auditor;
+
+create policy auditors_read on meshaudit_private.ledger for select to meshaudit_auditor
+  using ('*' = any ((select meshaudit_private.visible_scopes())::text[])
+         or scope = any ((select meshaudit_private.visible_scopes())::text[]));
+
+comment on function meshaudit_private.identity_kind(text) is '''database'' if a role has that name, else ''jwt''.';
+comment on function meshaudit.grant_auditor(text, text) is
+  'Lets an identity (a database role, or else a JWT subject) read the log of one scope, or of all: ''*''. Recorded as a create in meshaudit.auditors. Raises MA005 on a bad argument.';
+comment on function meshaudit.revoke_auditor(text, text) is
+  'Takes back one grant of grant_auditor(); false if there is none. Recorded as a delete in meshaudit.auditors.';
+comment on function meshaudit_private.visible_scopes() is 'Scopes of the log that the caller may read; ''*'' is all.';

@@ -1,0 +1,38 @@
+-- The installer steps back: the right to call what is not for clients, and no more membership in the owner.
+
+do $$
+declare
+  v_installer text := current_setting('meshaudit.installer');
+begin
+  if v_installer <> 'meshaudit_owner' and not (select r.rolsuper from pg_catalog.pg_roles r where r.rolname = v_installer) then
+    execute format('grant usage on schema meshaudit to %I', v_installer);
+    execute format('grant execute on function meshaudit.grant_auditor(text, text), meshaudit.revoke_auditor(text, text),
+      meshaudit.set_setting(text, text) to %I', v_installer);
+  end if;
+end
+$$;
+
+-- what a database's default privileges gave away
+do $$
+declare
+  v_role text;
+begin
+  foreach v_role in array array['anon', 'authenticated', 'service_role'] loop
+    if exists (select from pg_catalog.pg_roles r where r.rolname = v_role) then
+      execute format('revoke all on all tables in schema meshaudit, meshaudit_private from %I', v_role);
+      execute format('revoke all on all sequences in schema meshaudit, meshaudit_private from %I', v_role);
+      execute format('revoke all on all functions in schema meshaudit, meshaudit_private from %I', v_role);
+    end if;
+  end loop;
+end
+$$;
+
+reset role;
+
+do $$
+begin
+  if not (select r.rolsuper from pg_catalog.pg_roles r where r.rolname = current_user) then
+    execute format('revoke meshaudit_owner from %I', current_user);
+  end if;
+end
+$$;
