@@ -32,10 +32,15 @@ begin
     end;
   end loop;
 
+  -- 16 and later refuse to grant back to oneself what one has already
   if not (select r.rolsuper from pg_catalog.pg_roles r where r.rolname = current_user) then
     begin
       execute format('grant meshaudit_owner to %I', current_user);
-      execute format('grant meshaudit_client, meshaudit_auditor, meshaudit_operator to %I with admin option', current_user);
+      foreach v_role in array array['meshaudit_client', 'meshaudit_auditor', 'meshaudit_operator'] loop
+        if not pg_has_role(current_user, v_role, 'member with admin option') then
+          execute format('grant %I to %I with admin option', v_role, current_user);
+        end if;
+      end loop;
     exception when insufficient_privilege then
       raise exception 'role "%" may not install meshaudit: the meshaudit roles exist and belong to somebody else', current_user
         using errcode = 'MA005',
@@ -44,7 +49,9 @@ begin
   end if;
 
   -- grant_auditor() hands out this role
-  grant meshaudit_auditor to meshaudit_owner with admin option;
+  if not pg_has_role('meshaudit_owner', 'meshaudit_auditor', 'member with admin option') then
+    grant meshaudit_auditor to meshaudit_owner with admin option;
+  end if;
   perform set_config('meshaudit.installer', current_user, true);
 end
 $$;

@@ -1,35 +1,42 @@
 -- The ledger: what happened, one row an access, hash-chained in lanes, partitioned by time.
 --
+-- Recording an access is one INSERT of (secret_id, operation, outcome, secret_table, scope). The defaults say who and
+-- when, the trigger chain_entry (23_chain.sql) corrects who behind a gateway, and chains.
+--
 -- Invariants
---   * rows are only ever added, and only by the functions of this schema (33_append_only.sql);
+--   * rows are only ever added, and only by the functions of this schema (24_append_only.sql);
 --   * in a lane, seq runs 1, 2, 3 … without a gap, and each row holds the hash of the row before it;
---   * lane_heads holds, for each lane, the seq and hash of its last row, in the same transaction as that row.
+--   * lane_heads holds, for each lane, the seq and hash of its last row, in the same transaction as that row;
+--   * access_type is read or write; operation read, create, update or delete; outcome granted, denied or
+--     rolled_back; identity_source jwt or database. No CHECK says so: each INSERT would parse it anew, at a tenth of
+--     the cost of an access, and only this schema's functions write here.
 
 create sequence meshaudit_private.ledger_id as bigint;
 
 create table meshaudit_private.ledger (
   id bigint not null default nextval('meshaudit_private.ledger_id'),
   secret_id text not null,
-  access_type text not null check (access_type in ('read', 'write')),
-  "timestamp" timestamptz not null,
-  user_identity text not null,
-  ip_address inet,
-  operation text not null check (operation in ('read', 'create', 'update', 'delete')),
-  outcome text not null check (outcome in ('granted', 'denied', 'rolled_back')),
+  access_type text not null default 'read',
+  "timestamp" timestamptz not null default clock_timestamp(),
+  user_identity text not null default session_user,
+  ip_address inet default inet_client_addr(),
+  operation text not null,
+  outcome text not null,
   secret_table text not null,
   scope text not null,
-  identity_source text not null check (identity_source in ('jwt', 'database')),
-  claimed_identity text,
-  db_user text not null,
-  db_role text not null,
-  application_name text,
+  identity_source text not null default 'database',
+  claimed_identity text default "left"(nullif(current_setting('meshaudit.actor', true), ''), 256),
+  db_user text not null default session_user,
+  db_role text not null default coalesce(nullif(current_setting('role'), 'none'), session_user::text),
+  application_name text default nullif(current_setting('application_name'), ''),
   user_agent text,
   request_id text,
-  access_id uuid not null,
-  lane int not null,
-  seq bigint not null,
-  prev_hash bytea not null,
-  hash bytea not null,
+  access_id uuid not null default gen_random_uuid(),
+  -- 0: chain it; -1: one of a batch (record_accesses)
+  lane int not null default 0,
+  seq bigint not null default 0,
+  prev_hash bytea not null default '',
+  hash bytea not null default '',
   primary key (lane, seq, "timestamp")
 ) partition by range ("timestamp");
 

@@ -1,7 +1,8 @@
--- Who is calling, from where: resolved here and nowhere else.
+-- Who is calling behind a gateway: the JWT's subject and the client's address.
 --
 -- Invariants
---   * identity is what the server knows: the login, or, behind a gateway login, the subject of the verified JWT;
+--   * identity is what the server knows: the login (the defaults of 11_ledger.sql), or, behind a gateway login, the
+--     subject of the verified JWT;
 --   * what a caller says about itself (meshaudit.actor, claims set by a login that is no gateway) is kept apart,
 --     in claimed_identity;
 --   * nothing a caller sends can make this fail: what cannot be parsed is left out.
@@ -10,10 +11,7 @@ create type meshaudit_private.caller as (
   user_identity text,
   identity_source text,
   claimed_identity text,
-  db_user text,
-  db_role text,
   ip_address inet,
-  application_name text,
   user_agent text,
   request_id text
 );
@@ -61,56 +59,44 @@ begin
 end
 $$;
 
-create function meshaudit_private.current_caller() returns meshaudit_private.caller
+-- The columns that request.jwt.claims and request.headers change, given what the defaults say.
+create function meshaudit_private.request_caller(p_claimed_identity text) returns meshaudit_private.caller
 language plpgsql stable parallel unsafe set search_path = ''
 as $$
 declare
   v_caller meshaudit_private.caller;
-  v_claims pg_catalog.text := pg_catalog.current_setting('request.jwt.claims', true);
-  v_headers pg_catalog.text := pg_catalog.current_setting('request.headers', true);
-  v_actor pg_catalog.text := pg_catalog.current_setting('meshaudit.actor', true);
-  v_role pg_catalog.text := pg_catalog.current_setting('role');
-  v_subject pg_catalog.text;
+  v_claims constant pg_catalog.text := pg_catalog.current_setting('request.jwt.claims', true);
+  v_headers constant pg_catalog.text := pg_catalog.current_setting('request.headers', true);
+  -- a service key has no subject: then its role is who it is
+  v_subject constant pg_catalog.text := coalesce(
+    meshaudit_private.member(v_claims, 'sub', 256),
+    nullif(pg_catalog."left"(pg_catalog.current_setting('request.jwt.claim.sub', true), 256), ''),
+    meshaudit_private.member(v_claims, 'role', 256));
 begin
-  v_caller.db_user := session_user;
-  v_caller.db_role := case v_role when 'none' then v_caller.db_user else v_role end;
-  v_caller.user_identity := v_caller.db_user;
+  v_caller.user_identity := session_user;
   v_caller.identity_source := 'database';
+  v_caller.claimed_identity := p_claimed_identity;
   v_caller.ip_address := pg_catalog.inet_client_addr();
-  v_caller.application_name := nullif(pg_catalog.current_setting('application_name'), '');
-  if v_actor <> '' then
-    v_caller.claimed_identity := pg_catalog."left"(v_actor, 256);
-  end if;
-
-  if v_claims <> '' or v_headers <> '' then
-    -- a service key has no subject: then its role is who it is
-    v_subject := coalesce(
-      meshaudit_private.member(v_claims, 'sub', 256),
-      nullif(pg_catalog."left"(pg_catalog.current_setting('request.jwt.claim.sub', true), 256), ''),
-      meshaudit_private.member(v_claims, 'role', 256)
-    );
-    if meshaudit_private.is_gateway() then
-      if v_subject is not null then
-        v_caller.user_identity := v_subject;
-        v_caller.identity_source := 'jwt';
-      end if;
-      v_caller.ip_address := coalesce(
-        meshaudit_private.header_address(v_headers, (select s.address_headers from meshaudit_private.settings s)),
-        v_caller.ip_address
-      );
-      v_caller.user_agent := meshaudit_private.member(v_headers, 'user-agent', 256);
-      v_caller.request_id := meshaudit_private.member(v_headers, 'x-request-id', 128);
-    elsif v_caller.claimed_identity is null then
-      v_caller.claimed_identity := v_subject;
+  if meshaudit_private.is_gateway() then
+    if v_subject is not null then
+      v_caller.user_identity := v_subject;
+      v_caller.identity_source := 'jwt';
     end if;
+    v_caller.ip_address := coalesce(
+      meshaudit_private.header_address(v_headers, (select s.address_headers from meshaudit_private.settings s)),
+      v_caller.ip_address);
+    v_caller.user_agent := meshaudit_private.member(v_headers, 'user-agent', 256);
+    v_caller.request_id := meshaudit_private.member(v_headers, 'x-request-id', 128);
+  elsif p_claimed_identity is null then
+    v_caller.claimed_identity := v_subject;
   end if;
   return v_caller;
 end
 $$;
 
-comment on type meshaudit_private.caller is 'The columns of an entry that say who and from where.';
+comment on type meshaudit_private.caller is 'The columns of an entry that a gateway''s request decides.';
 comment on function meshaudit_private.is_gateway() is 'Whether this login''s request.* settings are believed.';
 comment on function meshaudit_private.member(text, text, int) is 'A member of a JSON object as text, bounded; null if unusable.';
 comment on function meshaudit_private.header_address(text, text[]) is 'The client''s address from request headers; null if none is usable.';
-comment on function meshaudit_private.current_caller() is
-  'Who calls and from where: session_user and inet_client_addr(), or behind a gateway the JWT''s subject and the headers'' address.';
+comment on function meshaudit_private.request_caller(text) is
+  'Who calls and from where, when request.* settings are there: believed behind a gateway, else a claim.';

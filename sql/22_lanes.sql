@@ -1,18 +1,23 @@
 -- Lanes: chains side by side, so that no access waits for another's commit.
 --
--- A transaction takes a lane by locking its row in lane_heads, passing over locked ones. Which lane is tried first
--- follows from the backend's pid: a session mostly meets a lane that only it has moved, which is also why a
--- REPEATABLE READ or SERIALIZABLE snapshot mostly finds it unmoved. Moved since the snapshot: Postgres raises
--- 40001 on the lock, and the next lane is tried. None to be had: a new lane.
+-- A transaction takes a lane by an advisory lock that it tries, never waits for, and then moves the lane's row on. Which
+-- lane is tried first follows from the backend's pid: a session mostly meets a lane that only it has moved, which is
+-- also why a REPEATABLE READ or SERIALIZABLE snapshot mostly finds it unmoved. Moved since the snapshot: Postgres
+-- raises 40001 on the row, and the next lane is tried.
 --
--- meshaudit.lane_at remembers where this session left its lane's row. It is a hint: a forged one finds no row of
--- that lane, or finds the very row. Without it, each entry of a transaction would walk over the versions that the
--- entries before it left behind, and n entries would cost n² steps.
+-- Anybody can take advisory locks. Whoever takes all of them sends the others to the overflow lanes, from c_lanes on,
+-- which are locked by their rows alone (SKIP LOCKED), and to those rows nobody has a privilege. The two kinds never
+-- mix: that is what makes both free of waiting.
+--
+-- meshaudit.lane_at remembers where this transaction left its lane's row. It is a hint: a forged one finds no row
+-- of that lane, or finds the very row. Without it, each entry of a transaction would walk over the versions that the
+-- entries before it left behind, and n entries would cost n² steps. It ends with the transaction, because only a
+-- look-up by index clears dead versions away.
 
 create type meshaudit_private.link as (lane int, seq bigint, prev_hash bytea, hash bytea);
 
--- Moves one lane on by an entry. Null lane: locked by another transaction, or there is none of that number.
--- Raises 40001 in REPEATABLE READ and SERIALIZABLE when the lane has moved since the snapshot.
+-- Moves a lane below c_lanes on by an entry. Null lane: another transaction has it. Raises 40001 in REPEATABLE READ
+-- and SERIALIZABLE when the lane has moved since the snapshot.
 create function meshaudit_private.advance_lane(p_lane int, p_tail bytea) returns meshaudit_private.link
 language plpgsql volatile set search_path = ''
 as $$
@@ -20,25 +25,42 @@ declare
   v_link meshaudit_private.link;
   v_at pg_catalog.text := pg_catalog.current_setting('meshaudit.lane_at', true);
 begin
-  if v_at is null or v_at !~ '^[(][0-9]{1,9},[0-9]{1,4}[)]$' then
-    v_at := '(0,0)';
+  if not pg_catalog.pg_try_advisory_xact_lock(1296389185, p_lane) then  -- "MESA"
+    return null;
   end if;
-  update meshaudit_private.lane_heads h
-    set seq = h.seq + 1,
-        prev_hash = h.hash,
-        hash = meshaudit_private.entry_hash(h.hash, p_lane, h.seq + 1, p_tail)
-    where h.ctid = coalesce(
-        (select l.ctid from meshaudit_private.lane_heads l
-          where l.ctid = v_at::pg_catalog.tid and l.lane = p_lane for update skip locked),
-        (select l.ctid from meshaudit_private.lane_heads l
-          where l.lane = p_lane for update skip locked))
-    returning h.lane, h.seq, h.prev_hash, h.hash, h.ctid
-    into v_link.lane, v_link.seq, v_link.prev_hash, v_link.hash, v_at;
-  if v_link.lane is not null then
-    perform pg_catalog.set_config('meshaudit.lane_at', v_at, false);
+  if v_at <> '' and v_at ~ '^[(][0-9]{1,9},[0-9]{1,4}[)]$' then
+    update meshaudit_private.lane_heads h
+      set seq = h.seq + 1, prev_hash = h.hash,
+          hash = meshaudit_private.entry_hash(h.hash, p_lane, h.seq + 1, p_tail)
+      where h.ctid = v_at::pg_catalog.tid and h.lane = p_lane
+      returning h.lane, h.seq, h.prev_hash, h.hash, h.ctid
+      into v_link.lane, v_link.seq, v_link.prev_hash, v_link.hash, v_at;
   end if;
+  if v_link.lane is null then
+    update meshaudit_private.lane_heads h
+      set seq = h.seq + 1, prev_hash = h.hash,
+          hash = meshaudit_private.entry_hash(h.hash, p_lane, h.seq + 1, p_tail)
+      where h.lane = p_lane
+      returning h.lane, h.seq, h.prev_hash, h.hash, h.ctid
+      into v_link.lane, v_link.seq, v_link.prev_hash, v_link.hash, v_at;
+  end if;
+  perform pg_catalog.set_config('meshaudit.lane_at', v_at, true);
   return v_link;
 end
+$$;
+
+-- The same for an overflow lane: null means any that is free.
+create function meshaudit_private.advance_overflow_lane(p_lane int, p_tail bytea) returns meshaudit_private.link
+language sql volatile set search_path = ''
+as $$
+  update meshaudit_private.lane_heads h
+  set seq = h.seq + 1, prev_hash = h.hash,
+      hash = meshaudit_private.entry_hash(h.hash, h.lane, h.seq + 1, p_tail)
+  where h.ctid = (
+    select l.ctid from meshaudit_private.lane_heads l
+    where l.lane >= 256 and (p_lane is null or l.lane = p_lane)
+    order by l.lane limit 1 for update skip locked)
+  returning h.lane, h.seq, h.prev_hash, h.hash
 $$;
 
 -- Adds lanes until there are p_count; returns the number of the last one it made, null if none was missing.
@@ -64,12 +86,12 @@ as $$
   returning lane
 $$;
 
--- Takes a lane and moves it on by one entry. Never waits.
+-- Takes a lane and moves it on by an entry. Never waits.
 create function meshaudit_private.take_lane(p_tail bytea) returns meshaudit_private.link
 language plpgsql volatile set search_path = ''
 as $$
 declare
-  c_lanes constant pg_catalog.int4 := 256;  -- what add_lanes() makes at install; more come when needed
+  c_lanes constant pg_catalog.int4 := 256;  -- what add_lanes() makes at install
   c_tries constant pg_catalog.int4 := 12;
   v_link meshaudit_private.link;
   v_fresh constant pg_catalog.bool := pg_catalog.current_setting('transaction_isolation') = 'read committed';
@@ -91,21 +113,23 @@ begin
     -- a stride that is prime to c_lanes reaches every lane, far from those that neighbouring pids try first
     v_lane := (v_lane + 37) % c_lanes;
   end loop;
-  -- more transactions are open than there are lanes to try: the lanes beyond, then a new one
-  for v_lane in
-    select h.lane from meshaudit_private.lane_heads h where h.lane >= c_lanes order by h.lane desc
-      limit (case when v_fresh then null else 2 * c_tries end)
-  loop
-    begin
-      v_link := meshaudit_private.advance_lane(v_lane, p_tail);
-      if v_link.lane is not null then
-        return v_link;
-      end if;
-    exception when serialization_failure then
-      null;
-    end;
-  end loop;
-  return meshaudit_private.advance_lane(meshaudit_private.add_lane(), p_tail);
+
+  if v_fresh then
+    v_link := meshaudit_private.advance_overflow_lane(null, p_tail);
+  else
+    for v_lane in select h.lane from meshaudit_private.lane_heads h where h.lane >= c_lanes order by h.lane desc limit c_tries loop
+      begin
+        v_link := meshaudit_private.advance_overflow_lane(v_lane, p_tail);
+      exception when serialization_failure then
+        v_link := null;
+      end;
+      exit when v_link.lane is not null;
+    end loop;
+  end if;
+  if v_link.lane is null then
+    v_link := meshaudit_private.advance_overflow_lane(meshaudit_private.add_lane(), p_tail);
+  end if;
+  return v_link;
 end
 $$;
 
@@ -114,6 +138,8 @@ select meshaudit_private.add_lanes(256);
 comment on type meshaudit_private.link is 'An entry''s place in its chain.';
 comment on function meshaudit_private.advance_lane(int, bytea) is
   'Moves one lane on by an entry; null lane if another transaction holds it.';
+comment on function meshaudit_private.advance_overflow_lane(int, bytea) is
+  'Moves an overflow lane on by an entry, any free one if p_lane is null; null lane if there is none.';
 comment on function meshaudit_private.add_lanes(int) is 'Adds lanes until there are so many.';
 comment on function meshaudit_private.add_lane() is 'Makes a new lane and returns its number.';
 comment on function meshaudit_private.take_lane(bytea) is 'Takes a free lane and moves it on by an entry. Never waits.';

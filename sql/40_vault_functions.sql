@@ -40,8 +40,9 @@ begin
     on conflict on constraint secrets_scope_key_key do update
       set value = excluded.value, updated_at = pg_catalog.clock_timestamp()
     returning s.id, s.xmax operator(pg_catalog.=) '0'::pg_catalog.xid into v_id, v_created;
-  perform meshaudit_private.record_access(
-    (case when v_created then 'create' else 'update' end), 'granted', v_id::pg_catalog.text, 'meshaudit.secrets', scope);
+  insert into meshaudit_private.ledger (secret_id, access_type, operation, outcome, secret_table, scope)
+    values (v_id::pg_catalog.text, 'write', (case when v_created then 'create' else 'update' end), 'granted',
+      'meshaudit.secrets', write_secret.scope);
   return v_id;
 end
 $$;
@@ -59,7 +60,8 @@ begin
   if v_scope is null then
     perform meshaudit_private.no_such_secret(id::pg_catalog.text);
   end if;
-  perform meshaudit_private.record_access('read', 'granted', id::pg_catalog.text, 'meshaudit.secrets', v_scope);
+  insert into meshaudit_private.ledger (secret_id, operation, outcome, secret_table, scope)
+    values (id::pg_catalog.text, 'read', 'granted', 'meshaudit.secrets', v_scope);
   return v_value;
 end
 $$;
@@ -79,7 +81,8 @@ begin
   if v_id is null then
     perform meshaudit_private.no_such_secret(key);
   end if;
-  perform meshaudit_private.record_access('read', 'granted', v_id::pg_catalog.text, 'meshaudit.secrets', scope);
+  insert into meshaudit_private.ledger (secret_id, operation, outcome, secret_table, scope)
+    values (v_id::pg_catalog.text, 'read', 'granted', 'meshaudit.secrets', scope);
   return v_value;
 end
 $$;
@@ -122,7 +125,8 @@ begin
   if v_scope is null then
     return false;
   end if;
-  perform meshaudit_private.record_access('delete', 'granted', id::pg_catalog.text, 'meshaudit.secrets', v_scope);
+  insert into meshaudit_private.ledger (secret_id, access_type, operation, outcome, secret_table, scope)
+    values (id::pg_catalog.text, 'write', 'delete', 'granted', 'meshaudit.secrets', v_scope);
   return true;
 end
 $$;

@@ -25,7 +25,8 @@ begin
     raise exception 'bad value for setting "%"', name using errcode = 'MA005',
       hint = 'Lists are comma-separated; partition_interval is month, week or day; partitions_ahead is 1 to 400.';
   end;
-  perform meshaudit_private.record_access('update', 'granted', name, 'meshaudit.settings', '*');
+  insert into meshaudit_private.ledger (secret_id, access_type, operation, outcome, secret_table, scope)
+    values (name, 'write', 'update', 'granted', 'meshaudit.settings', '*');
 end
 $$;
 revoke all on function meshaudit.set_setting(text, text) from public;

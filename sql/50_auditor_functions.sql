@@ -31,7 +31,8 @@ begin
       execute pg_catalog.format('grant meshaudit_auditor to %I', v_role);
     end if;
   end loop;
-  perform meshaudit_private.record_access('create', 'granted', identity, 'meshaudit.auditors', scope);
+  insert into meshaudit_private.ledger (secret_id, access_type, operation, outcome, secret_table, scope)
+    values (identity, 'write', 'create', 'granted', 'meshaudit.auditors', scope);
 end
 $$;
 revoke all on function meshaudit.grant_auditor(text, text) from public;
@@ -54,7 +55,8 @@ begin
                      and a.identity_source = 'database') then
     execute pg_catalog.format('revoke meshaudit_auditor from %I', identity);
   end if;
-  perform meshaudit_private.record_access('delete', 'granted', identity, 'meshaudit.auditors', scope);
+  insert into meshaudit_private.ledger (secret_id, access_type, operation, outcome, secret_table, scope)
+    values (identity, 'write', 'delete', 'granted', 'meshaudit.auditors', scope);
   return true;
 end
 $$;
@@ -65,7 +67,8 @@ create function meshaudit_private.visible_scopes() returns text[]
 language plpgsql stable security definer set search_path = ''
 as $$
 declare
-  v_caller constant meshaudit_private.caller := meshaudit_private.current_caller();
+  v_caller constant meshaudit_private.caller := meshaudit_private.request_caller(null);
+  v_role constant pg_catalog.text := coalesce(nullif(pg_catalog.current_setting('role'), 'none'), session_user);
 begin
   return (
     select coalesce(pg_catalog.array_agg(a.scope), '{}') from meshaudit_private.auditors a
@@ -75,7 +78,7 @@ begin
       else
         a.identity_source = 'database'
         and exists (select from pg_catalog.pg_roles r where r.rolname = a.identity
-                    and pg_catalog.pg_has_role(v_caller.db_role, r.oid, 'USAGE'))
+                    and pg_catalog.pg_has_role(v_role, r.oid, 'USAGE'))
       end
   );
 end
