@@ -32,7 +32,7 @@ create table meshaudit_private.ledger (
   user_agent text,
   request_id text,
   access_id uuid not null default gen_random_uuid(),
-  -- 0: chain it; -1: one of a batch (record_accesses)
+  -- 0: chain_entry() chains it
   lane int not null default 0,
   seq bigint not null default 0,
   prev_hash bytea not null default '',
@@ -59,7 +59,7 @@ create table meshaudit_private.lane_heads (
   hash bytea not null
 ) with (fillfactor = 10, autovacuum_vacuum_threshold = 1000, autovacuum_vacuum_scale_factor = 0);
 
-create sequence meshaudit_private.lane_number as int minvalue 0 start 0;
+create sequence meshaudit_private.lane_number as int;
 
 comment on table meshaudit_private.lane_heads is
   'Each lane''s last seq and hash; also the lock of the lane. Before the first entry: seq 0 and the genesis hash.';

@@ -5,7 +5,7 @@
 -- also why a REPEATABLE READ or SERIALIZABLE snapshot mostly finds it unmoved. Moved since the snapshot: Postgres
 -- raises 40001 on the row, and the next lane is tried.
 --
--- Anybody can take advisory locks. Whoever takes all of them sends the others to the overflow lanes, from c_lanes on,
+-- Anybody can take advisory locks. Whoever takes all of them sends the others to the overflow lanes, beyond 256,
 -- which are locked by their rows alone (SKIP LOCKED), and to those rows nobody has a privilege. The two kinds never
 -- mix: that is what makes both free of waiting.
 --
@@ -16,7 +16,7 @@
 
 create type meshaudit_private.link as (lane int, seq bigint, prev_hash bytea, hash bytea);
 
--- Moves a lane below c_lanes on by an entry. Null lane: another transaction has it. Raises 40001 in REPEATABLE READ
+-- Moves a lane of 1 to 256 on by an entry. Null lane: another transaction has it. Raises 40001 in REPEATABLE READ
 -- and SERIALIZABLE when the lane has moved since the snapshot.
 create function meshaudit_private.advance_lane(p_lane int, p_tail bytea) returns meshaudit_private.link
 language plpgsql volatile set search_path = ''
@@ -58,7 +58,7 @@ as $$
       hash = meshaudit_private.entry_hash(h.hash, h.lane, h.seq + 1, p_tail)
   where h.ctid = (
     select l.ctid from meshaudit_private.lane_heads l
-    where l.lane >= 256 and (p_lane is null or l.lane = p_lane)
+    where l.lane > 256 and (p_lane is null or l.lane = p_lane)
     order by l.lane limit 1 for update skip locked)
   returning h.lane, h.seq, h.prev_hash, h.hash
 $$;
@@ -95,7 +95,7 @@ declare
   c_tries constant pg_catalog.int4 := 12;
   v_link meshaudit_private.link;
   v_fresh constant pg_catalog.bool := pg_catalog.current_setting('transaction_isolation') = 'read committed';
-  v_lane pg_catalog.int4 := pg_catalog.pg_backend_pid() % c_lanes;
+  v_lane pg_catalog.int4 := pg_catalog.pg_backend_pid() % c_lanes + 1;
 begin
   for i in 1 .. c_tries loop
     if v_fresh then
@@ -111,13 +111,13 @@ begin
       return v_link;
     end if;
     -- a stride that is prime to c_lanes reaches every lane, far from those that neighbouring pids try first
-    v_lane := (v_lane + 37) % c_lanes;
+    v_lane := (v_lane + 36) % c_lanes + 1;
   end loop;
 
   if v_fresh then
     v_link := meshaudit_private.advance_overflow_lane(null, p_tail);
   else
-    for v_lane in select h.lane from meshaudit_private.lane_heads h where h.lane >= c_lanes order by h.lane desc limit c_tries loop
+    for v_lane in select h.lane from meshaudit_private.lane_heads h where h.lane > c_lanes order by h.lane desc limit c_tries loop
       begin
         v_link := meshaudit_private.advance_overflow_lane(v_lane, p_tail);
       exception when serialization_failure then
