@@ -40,6 +40,10 @@ begin
         if not pg_has_role(current_user, v_role, 'member with admin option') then
           execute format('grant %I to %I with admin option', v_role, current_user);
         end if;
+        -- who makes a role there has it to give away, but not to use
+        if not pg_has_role(current_user, v_role, 'usage') then
+          execute format('grant %I to %I', v_role, current_user);
+        end if;
       end loop;
     exception when insufficient_privilege then
       raise exception 'role "%" may not install meshaudit: the meshaudit roles exist and belong to somebody else', current_user

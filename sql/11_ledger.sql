@@ -1,7 +1,7 @@
 -- The ledger: what happened, one row an access, hash-chained in lanes, partitioned by time.
 --
 -- Recording an access is one INSERT of (secret_id, operation, outcome, secret_table, scope). The defaults say who and
--- when, the trigger chain_entry (23_chain.sql) corrects who behind a gateway, and chains.
+-- when; the trigger chain_entry (23_chain.sql) adds what the session says (21_caller.sql), and chains.
 --
 -- Invariants
 --   * rows are only ever added, and only by the functions of this schema (24_append_only.sql);
@@ -25,7 +25,7 @@ create table meshaudit_private.ledger (
   secret_table text not null,
   scope text not null,
   identity_source text not null default 'database',
-  claimed_identity text default "left"(nullif(current_setting('meshaudit.actor', true), ''), 256),
+  claimed_identity text,
   db_user text not null default session_user,
   db_role text not null default coalesce(nullif(current_setting('role'), 'none'), session_user::text),
   application_name text default nullif(current_setting('application_name'), ''),

@@ -2,12 +2,13 @@
 
 create table meshaudit_private.secrets (
   id uuid primary key default gen_random_uuid(),
-  scope text not null check (char_length(scope) <= 512),
-  key text not null check (char_length(key) between 1 and 512),
-  value bytea not null check (octet_length(value) <= 1048576),
+  scope text not null,
+  key text not null,
+  -- unique instead of (scope, key), which can be longer than an index row may be
+  name_digest bytea not null unique,
+  value bytea not null,
   created_at timestamptz not null default clock_timestamp(),
-  updated_at timestamptz not null default clock_timestamp(),
-  unique (scope, key)
+  updated_at timestamptz not null default clock_timestamp()
 );
 
 comment on table meshaudit_private.secrets is

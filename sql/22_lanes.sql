@@ -5,9 +5,10 @@
 -- also why a REPEATABLE READ or SERIALIZABLE snapshot mostly finds it unmoved. Moved since the snapshot: Postgres
 -- raises 40001 on the row, and the next lane is tried.
 --
--- Anybody can take advisory locks. Whoever takes all of them sends the others to the overflow lanes, beyond 256,
--- which are locked by their rows alone (SKIP LOCKED), and to those rows nobody has a privilege. The two kinds never
--- mix: that is what makes both free of waiting.
+-- Two things about advisory locks decide the rest. A cursor that fails in a savepoint gives up its own while the row
+-- stays changed: so a row that an open transaction has changed is passed over (xmax), else the next would wait for it.
+-- And anybody can take them: whoever takes all sends the others to the overflow lanes, beyond 256, which are locked by
+-- their rows alone (SKIP LOCKED, slower), and to those rows nobody has a privilege. The two kinds never mix.
 --
 -- meshaudit.lane_at remembers where this transaction left its lane's row. It is a hint: a forged one finds no row
 -- of that lane, or finds the very row. Without it, each entry of a transaction would walk over the versions that the
@@ -15,6 +16,21 @@
 -- look-up by index clears dead versions away.
 
 create type meshaudit_private.link as (lane int, seq bigint, prev_hash bytea, hash bytea);
+
+-- Whether a transaction is over, given a recent xid (a row's xmax).
+create function meshaudit_private.is_over(p_xid xid) returns boolean
+language plpgsql volatile set search_path = ''
+as $$
+declare
+  v_next constant pg_catalog.int8 := pg_catalog.pg_snapshot_xmax(pg_catalog.pg_current_snapshot())::pg_catalog.text;
+  v_xid pg_catalog.int8 := (v_next & (-4294967296)) + p_xid::pg_catalog.text::pg_catalog.int8;
+begin
+  if v_xid > v_next + 2147483648 then
+    v_xid := v_xid - 4294967296;  -- from before the last wrap-around
+  end if;
+  return pg_catalog.pg_xact_status(v_xid::pg_catalog.text::pg_catalog.xid8) is distinct from 'in progress';
+end
+$$;
 
 -- Moves a lane of 1 to 256 on by an entry. Null lane: another transaction has it. Raises 40001 in REPEATABLE READ
 -- and SERIALIZABLE when the lane has moved since the snapshot.
@@ -32,7 +48,7 @@ begin
     update meshaudit_private.lane_heads h
       set seq = h.seq + 1, prev_hash = h.hash,
           hash = meshaudit_private.entry_hash(h.hash, p_lane, h.seq + 1, p_tail)
-      where h.ctid = v_at::pg_catalog.tid and h.lane = p_lane
+      where h.ctid = v_at::pg_catalog.tid and h.lane = p_lane and (h.xmax = 0 or meshaudit_private.is_over(h.xmax))
       returning h.lane, h.seq, h.prev_hash, h.hash, h.ctid
       into v_link.lane, v_link.seq, v_link.prev_hash, v_link.hash, v_at;
   end if;
@@ -40,7 +56,7 @@ begin
     update meshaudit_private.lane_heads h
       set seq = h.seq + 1, prev_hash = h.hash,
           hash = meshaudit_private.entry_hash(h.hash, p_lane, h.seq + 1, p_tail)
-      where h.lane = p_lane
+      where h.lane = p_lane and (h.xmax = 0 or meshaudit_private.is_over(h.xmax))
       returning h.lane, h.seq, h.prev_hash, h.hash, h.ctid
       into v_link.lane, v_link.seq, v_link.prev_hash, v_link.hash, v_at;
   end if;
@@ -136,6 +152,7 @@ $$;
 select meshaudit_private.add_lanes(256);
 
 comment on type meshaudit_private.link is 'An entry''s place in its chain.';
+comment on function meshaudit_private.is_over(xid) is 'Whether that transaction has committed or aborted.';
 comment on function meshaudit_private.advance_lane(int, bytea) is
   'Moves one lane on by an entry; null lane if another transaction holds it.';
 comment on function meshaudit_private.advance_overflow_lane(int, bytea) is

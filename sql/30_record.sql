@@ -5,7 +5,7 @@
 -- not grow with their number.
 
 create function meshaudit_private.record_accesses(
-  p_operation text, p_outcome text, p_secret_ids text[], p_secret_table text, p_scopes text[]
+  p_operation text, p_outcome text, p_secret_ids text[], p_secret_table text, p_scopes text[], p_role text
 ) returns void
 language plpgsql volatile set search_path = ''
 as $$
@@ -22,9 +22,9 @@ begin
   if v_count = 0 then
     return;
   end if;
-  insert into meshaudit_private.ledger (secret_id, access_type, operation, outcome, secret_table, scope)
+  insert into meshaudit_private.ledger (secret_id, access_type, operation, outcome, secret_table, scope, db_role)
     values (p_secret_ids[1], (case p_operation when 'read' then 'read' else 'write' end), p_operation, p_outcome,
-      p_secret_table, p_scopes[1])
+      p_secret_table, p_scopes[1], p_role)
     returning * into e;
   if v_count = 1 then
     return;
@@ -59,5 +59,5 @@ begin
 end
 $$;
 
-comment on function meshaudit_private.record_accesses(text, text, text[], text, text[]) is
-  'Writes an entry for each secret, in one statement; raises if it cannot. p_secret_ids and p_scopes run in parallel.';
+comment on function meshaudit_private.record_accesses(text, text, text[], text, text[], text) is
+  'Writes an entry for each secret, in one statement; raises if it cannot. p_secret_ids and p_scopes run in parallel; p_role is who called.';

@@ -1,4 +1,7 @@
 -- Granting and revoking the right to read the log; each is an entry itself.
+--
+-- Membership in meshaudit_auditor lets a role ask; what it is shown is decided by the rows of auditors, in each
+-- database by its own. Roles are shared by all databases of a server, so revoking leaves the membership.
 
 create function meshaudit_private.identity_kind(p_identity text) returns text
 language sql stable set search_path = ''
@@ -14,8 +17,8 @@ declare
   v_role pg_catalog.text;
 begin
   if identity is null or pg_catalog.char_length(identity) not between 1 and 256
-     or scope is null or pg_catalog.char_length(scope) > 512 then
-    raise exception 'identity must be 1 to 256 characters, scope at most 512, neither null' using errcode = 'MA005',
+     or scope is null or pg_catalog.char_length(scope) > 255 then
+    raise exception 'identity must be 1 to 256 characters, scope at most 255, neither null' using errcode = 'MA005',
       hint = 'identity is a database role or a JWT subject; scope ''*'' is all scopes.';
   end if;
   v_kind := meshaudit_private.identity_kind(identity);
@@ -49,12 +52,6 @@ begin
   if v_kind is null then
     return false;
   end if;
-  if v_kind = 'database'
-     and exists (select from pg_catalog.pg_roles r where r.rolname = identity)
-     and not exists (select from meshaudit_private.auditors a where a.identity = revoke_auditor.identity
-                     and a.identity_source = 'database') then
-    execute pg_catalog.format('revoke meshaudit_auditor from %I', identity);
-  end if;
   insert into meshaudit_private.ledger (secret_id, access_type, operation, outcome, secret_table, scope)
     values (identity, 'write', 'delete', 'granted', 'meshaudit.auditors', scope);
   return true;
@@ -63,12 +60,11 @@ $$;
 revoke all on function meshaudit.revoke_auditor(text, text) from public;
 
 -- The scopes that the caller may see. Runs once a query, as an InitPlan of the policy.
-create function meshaudit_private.visible_scopes() returns text[]
+create function meshaudit_private.visible_scopes(p_role text) returns text[]
 language plpgsql stable security definer set search_path = ''
 as $$
 declare
-  v_caller constant meshaudit_private.caller := meshaudit_private.request_caller(null);
-  v_role constant pg_catalog.text := coalesce(nullif(pg_catalog.current_setting('role'), 'none'), session_user);
+  v_caller constant meshaudit_private.caller := meshaudit_private.session_caller();
 begin
   return (
     select coalesce(pg_catalog.array_agg(a.scope), '{}') from meshaudit_private.auditors a
@@ -78,21 +74,37 @@ begin
       else
         a.identity_source = 'database'
         and exists (select from pg_catalog.pg_roles r where r.rolname = a.identity
-                    and pg_catalog.pg_has_role(v_role, r.oid, 'USAGE'))
+                    and pg_catalog.pg_has_role(p_role, r.oid, 'USAGE'))
       end
   );
 end
 $$;
-revoke all on function meshaudit_private.visible_scopes() from public;
-grant execute on function meshaudit_private.visible_scopes() to meshaudit_auditor;
+revoke all on function meshaudit_private.visible_scopes(text) from public;
+grant execute on function meshaudit_private.visible_scopes(text) to meshaudit_auditor;
 
 create policy auditors_read on meshaudit_private.ledger for select to meshaudit_auditor
-  using ('*' = any ((select meshaudit_private.visible_scopes())::text[])
-         or scope = any ((select meshaudit_private.visible_scopes())::text[]));
+  using ('*' = any ((select meshaudit_private.visible_scopes(current_user))::text[])
+         or scope = any ((select meshaudit_private.visible_scopes(current_user))::text[]));
+
+-- For what tells about the whole log: raises MA001 unless the caller may see all of it, or operates it.
+create function meshaudit_private.require_whole_log() returns void
+language plpgsql stable set search_path = ''
+as $$
+declare
+  v_role constant pg_catalog.text := coalesce(nullif(pg_catalog.current_setting('role'), 'none'), session_user);
+begin
+  if not pg_catalog.pg_has_role(v_role, 'meshaudit_operator', 'USAGE')
+     and '*' <> all (meshaudit_private.visible_scopes(v_role)) then
+    raise exception 'this needs the whole log, and you may see only a part of it' using errcode = 'MA001',
+      hint = 'Ask for meshaudit.grant_auditor(…, ''*''), or for membership in meshaudit_operator.';
+  end if;
+end
+$$;
 
 comment on function meshaudit_private.identity_kind(text) is '''database'' if a role has that name, else ''jwt''.';
 comment on function meshaudit.grant_auditor(text, text) is
   'Lets an identity (a database role, or else a JWT subject) read the log of one scope, or of all: ''*''. Recorded as a create in meshaudit.auditors. Raises MA005 on a bad argument.';
 comment on function meshaudit.revoke_auditor(text, text) is
   'Takes back one grant of grant_auditor(); false if there is none. Recorded as a delete in meshaudit.auditors.';
-comment on function meshaudit_private.visible_scopes() is 'Scopes of the log that the caller may read; ''*'' is all.';
+comment on function meshaudit_private.visible_scopes(text) is 'Scopes of the log that a role, or the request''s JWT subject, may read; ''*'' is all.';
+comment on function meshaudit_private.require_whole_log() is 'Raises MA001 unless the caller may see the whole log.';

@@ -1,62 +1,117 @@
 -- Verification inside the database. meshaudit verify does the same from outside, sharing no code with this.
 --
 -- An entry is sound when its hash is that of its own bytes. From sound entries and their links follows what was
--- done: docs/verification.md has the rules. Being STABLE, the function sees one snapshot throughout.
+-- done: docs/verification.md has the rules. Being STABLE, the functions see one snapshot throughout.
+--
+-- Invariant: whatever is compared may be NULL, for whoever can alter rows can also drop NOT NULL.
 
 create type meshaudit_private.suspect as (
-  lane int, seq bigint, id bigint, prev_hash bytea, hash bytea, sound boolean, tail bytea,
-  before_seq bigint, before_id bigint, before_hash bytea, before_sound boolean,
-  next_seq bigint, next_prev bytea, head_seq bigint, head_hash bytea
+  lane int, seq bigint, id bigint, prev_hash bytea, hash bytea, sound boolean, at text,
+  before_seq bigint, next_seq bigint, head_seq bigint, head_hash bytea
 );
 
--- Entries that do not simply continue the one before: unsound, unlinked, after a gap, a lane's first and last.
+create function meshaudit_private.is_sound(l meshaudit_private.ledger) returns boolean
+language sql stable parallel safe
+return coalesce(
+  pg_catalog.octet_length(l.prev_hash) = 32
+  and l.hash = meshaudit_private.entry_hash(l.prev_hash, l.lane, l.seq, meshaudit_private.entry_tail(
+    l.id, l.secret_id, l.access_type, l."timestamp", l.user_identity, l.ip_address, l.operation, l.outcome,
+    l.secret_table, l.scope, l.identity_source, l.claimed_identity, l.db_user, l.db_role, l.application_name,
+    l.user_agent, l.request_id, l.access_id)), false);
+
+-- Entries that do not simply continue the one before and lead to the next: only these can be at fault.
 create function meshaudit_private.suspects(p_from timestamptz, p_to timestamptz)
 returns setof meshaudit_private.suspect
-language sql stable set search_path = ''
+language plpgsql stable set search_path = '' set work_mem = '64MB'
 as $$
-  with checked as (
-    select l.lane, l.seq, l.id, l.prev_hash, l.hash,
-      l.hash = meshaudit_private.entry_hash(l.prev_hash, l.lane, l.seq, meshaudit_private.entry_tail(
-        l.id, l.secret_id, l.access_type, l."timestamp", l.user_identity, l.ip_address, l.operation, l.outcome,
-        l.secret_table, l.scope, l.identity_source, l.claimed_identity, l.db_user, l.db_role, l.application_name,
-        l.user_agent, l.request_id, l.access_id)) as sound
-    from meshaudit_private.ledger l
-    where (p_from is null or l."timestamp" >= p_from) and (p_to is null or l."timestamp" < p_to)
-  ), linked as (
-    select c.*,
-      pg_catalog.lag(c.seq) over w as before_seq, pg_catalog.lag(c.id) over w as before_id,
-      pg_catalog.lag(c.hash) over w as before_hash, pg_catalog.lag(c.sound) over w as before_sound,
-      pg_catalog.lead(c.seq) over w as next_seq, pg_catalog.lead(c.prev_hash) over w as next_prev
-    from checked c
-    window w as (partition by c.lane order by c.seq, c.id)
-  )
-  select l.lane, l.seq, l.id, l.prev_hash, l.hash, l.sound,
-    case when not l.sound then (
-      select meshaudit_private.entry_tail(
-        e.id, e.secret_id, e.access_type, e."timestamp", e.user_identity, e.ip_address, e.operation, e.outcome,
-        e.secret_table, e.scope, e.identity_source, e.claimed_identity, e.db_user, e.db_role, e.application_name,
-        e.user_agent, e.request_id, e.access_id)
-      from meshaudit_private.ledger e
-      where e.lane = l.lane and e.seq = l.seq and e.id = l.id and e.hash = l.hash limit 1) end,
-    l.before_seq, l.before_id, l.before_hash, l.before_sound, l.next_seq, l.next_prev, h.seq, h.hash
-  from linked l
-  left join meshaudit_private.lane_heads h on h.lane = l.lane
-  where not l.sound or l.before_seq is null or l.next_seq is null or l.seq <> l.before_seq + 1
-    or l.prev_hash <> l.before_hash or l.next_seq = l.seq or h.seq is null or l.seq > h.seq
-  order by l.lane, l.seq, l.id
+begin
+  return query
+    with checked as (
+      select l.lane, l.seq, l.id, l.prev_hash, l.hash, l.tableoid, l.ctid,
+        pg_catalog.octet_length(l.prev_hash) = 32
+        and l.hash = meshaudit_private.entry_hash(l.prev_hash, l.lane, l.seq, meshaudit_private.entry_tail(
+          l.id, l.secret_id, l.access_type, l."timestamp", l.user_identity, l.ip_address, l.operation, l.outcome,
+          l.secret_table, l.scope, l.identity_source, l.claimed_identity, l.db_user, l.db_role, l.application_name,
+          l.user_agent, l.request_id, l.access_id)) as sound
+      from meshaudit_private.ledger l
+      where (p_from is null or l."timestamp" >= p_from) and (p_to is null or l."timestamp" < p_to)
+    ), linked as (
+      select c.*,
+        pg_catalog.lag(c.seq) over w as before_seq, pg_catalog.lag(c.hash) over w as before_hash,
+        pg_catalog.lead(c.seq) over w as next_seq, pg_catalog.lead(c.prev_hash) over w as next_prev
+      from checked c
+      window w as (partition by c.lane order by c.seq, c.id)
+    )
+    select l.lane, l.seq, l.id, l.prev_hash, l.hash, coalesce(l.sound, false), pg_catalog.concat(l.tableoid, l.ctid),
+      l.before_seq, l.next_seq, h.seq, h.hash
+    from linked l
+    left join meshaudit_private.lane_heads h on h.lane = l.lane
+    where l.sound is not true or h.seq is null or l.seq > h.seq or l.seq < 1
+      or l.before_seq is distinct from l.seq - 1 or l.next_seq is distinct from l.seq + 1
+      or l.prev_hash is distinct from l.before_hash or l.next_prev is distinct from l.hash
+    order by l.lane, l.seq, l.id;
+end
 $$;
 
--- Says that entries p_from to p_to of a lane are gone, unless a limited range only left them out.
-create function meshaudit_private.gap(p_lane int, p_from bigint, p_to bigint) returns text
+-- Whether the lane's head or the next entry holds this entry's hash. p_false: entries that do not count.
+create function meshaudit_private.is_named(s meshaudit_private.suspect, p_false text[]) returns boolean
 language sql stable set search_path = ''
 as $$
-  select case
-    when pg_catalog.count(distinct l.seq) = p_to - p_from + 1 then null
-    when p_to = p_from then 'deleted'
-    else pg_catalog.format('deleted (entries %s to %s)', p_from, p_to)
-  end
-  from meshaudit_private.ledger l
-  where l.lane = p_lane and l.seq between p_from and p_to
+  select coalesce(s.seq = s.head_seq and s.hash = s.head_hash, false) or exists (
+    select from meshaudit_private.ledger l
+    where l.lane = s.lane and l.seq = s.seq + 1 and l.seq <= s.head_seq and l.prev_hash = s.hash
+      and pg_catalog.concat(l.tableoid, l.ctid) <> all (p_false))
+$$;
+
+-- Whether a sound entry was given a new hash: its neighbours, sound as well, contradict it.
+create function meshaudit_private.made_anew(s meshaudit_private.suspect, p_false text[]) returns boolean
+language plpgsql stable set search_path = ''
+as $$
+declare
+  v_genesis constant pg_catalog.bool := s.seq = 1 and s.prev_hash <> (
+    select meshaudit_private.genesis_hash(t.ledger_id, s.lane) from meshaudit_private.settings t);
+  v_links pg_catalog.bool;
+begin
+  if meshaudit_private.is_named(s, p_false) then
+    return v_genesis;
+  elsif v_genesis or s.seq = s.head_seq then
+    return true;
+  elsif not exists (
+      select from meshaudit_private.ledger l
+      where l.lane = s.lane and l.seq = s.seq + 1 and pg_catalog.concat(l.tableoid, l.ctid) <> all (p_false)) then
+    return false;  -- nothing is there that could name it
+  end if;
+  -- a break before it, which is its own because the next entry does not name it either
+  select pg_catalog.bool_or(not meshaudit_private.is_sound(l) or l.hash = s.prev_hash) into v_links
+    from meshaudit_private.ledger l where l.lane = s.lane and l.seq = s.seq - 1;
+  if not v_links then
+    return true;
+  end if;
+  -- a break behind it, which is its own unless the next entry is unsound or made anew itself
+  return exists (
+    select from meshaudit_private.ledger l
+    where l.lane = s.lane and l.seq = s.seq + 1 and meshaudit_private.is_sound(l)
+      and pg_catalog.concat(l.tableoid, l.ctid) <> all (p_false)
+      and case when l.seq = s.head_seq then l.hash = s.head_hash else coalesce((
+        select pg_catalog.bool_or(n.prev_hash = l.hash) from meshaudit_private.ledger n
+        where n.lane = s.lane and n.seq = s.seq + 2 and n.seq <= s.head_seq
+          and pg_catalog.concat(n.tableoid, n.ctid) <> all (p_false)), true) end);
+end
+$$;
+
+-- Whether an unsound entry would be sound at another of the given places.
+create function meshaudit_private.is_displaced(s meshaudit_private.suspect, p_places meshaudit_private.suspect[])
+returns boolean
+language sql stable set search_path = ''
+as $$
+  select exists (
+    select from meshaudit_private.ledger l, unnest(p_places) p
+    where l.lane = s.lane and l.seq = s.seq and pg_catalog.concat(l.tableoid, l.ctid) = s.at
+      and (p.lane, p.seq) <> (s.lane, s.seq) and pg_catalog.octet_length(l.prev_hash) = 32
+      and l.hash = meshaudit_private.entry_hash(l.prev_hash, p.lane, p.seq, meshaudit_private.entry_tail(
+        l.id, l.secret_id, l.access_type, l."timestamp", l.user_identity, l.ip_address, l.operation, l.outcome,
+        l.secret_table, l.scope, l.identity_source, l.claimed_identity, l.db_user, l.db_role, l.application_name,
+        l.user_agent, l.request_id, l.access_id)))
 $$;
 
 create function meshaudit.verify(from_time timestamptz default null, to_time timestamptz default null)
@@ -64,20 +119,44 @@ returns table (lane int, seq bigint, id bigint, problem text)
 language plpgsql stable security definer set search_path = ''
 as $$
 declare
-  v_suspects constant meshaudit_private.suspect[] := array(select s from meshaudit_private.suspects(from_time, to_time) s);
+  c_limited constant pg_catalog.bool := from_time is not null or to_time is not null;
+  v_suspects constant meshaudit_private.suspect[] := array(select x from meshaudit_private.suspects(from_time, to_time) x);
   v_places meshaudit_private.suspect[];
+  v_false pg_catalog.text[] := '{}';  -- entries at a shared seq that are not the true one
+  v_true pg_catalog.text;
+  v_last pg_catalog.int8;
   s meshaudit_private.suspect;
+  v_before meshaudit_private.suspect;
 begin
   -- places where a displaced entry may have come from; a bound, so that a ruined ledger is still told soon
   v_places := array(select p from unnest(v_suspects) p where not p.sound limit 200);
 
+  -- downwards: whether an entry is the true one of its seq follows from which of the next ones is
+  for s in
+    select u.* from unnest(v_suspects) u
+    where (u.before_seq = u.seq or u.next_seq = u.seq) and u.seq between 1 and u.head_seq
+    order by u.lane desc, u.seq desc, u.id
+  loop
+    if v_before.lane is distinct from s.lane or v_before.seq is distinct from s.seq then
+      v_true := null;
+    end if;
+    if s.sound and v_true is null and meshaudit_private.is_named(s, v_false) then
+      v_true := s.at;
+    else
+      v_false := pg_catalog.array_append(v_false, s.at);
+    end if;
+    v_before := s;
+  end loop;
+
+  v_before := null;
   foreach s in array v_suspects loop
     lane := s.lane;
     -- what is missing before it
-    if s.seq > coalesce(s.before_seq, 0) + 1 then
-      seq := coalesce(s.before_seq, 0) + 1;
+    if s.before_seq is distinct from s.seq - 1 and s.before_seq is distinct from s.seq then
+      select pg_catalog.max(l.seq) into v_last from meshaudit_private.ledger l where l.lane = s.lane and l.seq < s.seq;
+      seq := greatest(v_last, 0) + 1;
       id := null;
-      problem := meshaudit_private.gap(s.lane, seq, s.seq - 1);
+      problem := meshaudit_private.gap(seq, least(s.seq - 1, s.head_seq));
       if problem is not null then
         return next;
       end if;
@@ -87,49 +166,33 @@ begin
     seq := s.seq;
     id := s.id;
     problem := case
-      when (s.before_seq = s.seq or s.next_seq = s.seq)
-        and not (s.sound and coalesce(s.hash = s.head_hash or exists (
-          select from meshaudit_private.ledger l where l.lane = s.lane and l.seq = s.seq + 1 and l.prev_hash = s.hash), false))
-        then (case when s.sound then 'forked' else 'inserted' end)
-      when s.head_seq is null or s.seq > s.head_seq then 'inserted'
-      when not s.sound and exists (
-          select from unnest(v_places) p
-          where (p.lane, p.seq) <> (s.lane, s.seq)
-            and meshaudit_private.entry_hash(s.prev_hash, p.lane, p.seq, s.tail) = s.hash)
-        then 'reordered'
-      when not s.sound then 'edited'
-      -- sound, so somebody made the hash anew: the neighbours tell
-      when s.seq = 1 and s.prev_hash <> meshaudit_private.genesis_hash(
-          (select t.ledger_id from meshaudit_private.settings t), s.lane) then 'edited'
-      when s.before_seq = s.seq - 1 and s.prev_hash <> s.before_hash and s.before_sound
-        and (s.next_prev <> s.hash or (s.next_seq is null and s.hash <> s.head_hash)) then 'edited'
-      when s.next_seq is null and to_time is null and s.seq = s.head_seq and s.hash <> s.head_hash
-        and s.before_hash is not distinct from (case when s.seq > 1 then s.prev_hash end) then 'edited'
+      when s.seq between 1 and s.head_seq is not true then 'inserted'
+      when s.at = any (v_false) then (case when s.sound then 'forked' else 'inserted' end)
+      when not s.sound then (case when meshaudit_private.is_displaced(s, v_places) then 'reordered' else 'edited' end)
+      when meshaudit_private.made_anew(s, v_false) then 'edited'
     end;
-    if problem is null and s.before_seq = s.seq - 1 and s.prev_hash <> s.before_hash and s.before_sound then
-      seq := s.before_seq;
-      id := s.before_id;
-      problem := 'edited';
-    end if;
     if problem is not null then
       return next;
     end if;
 
-    -- what is missing after the last
-    if s.next_seq is null and to_time is null and s.head_seq > s.seq then
-      seq := s.seq + 1;
-      id := null;
-      problem := meshaudit_private.gap(s.lane, seq, s.head_seq);
-      if problem is not null then
-        return next;
+    -- what is missing behind it, up to the next entry; if that is looked at too, it tells
+    if s.next_seq is null or s.next_seq > s.seq + 1 then
+      select pg_catalog.min(l.seq) into v_last from meshaudit_private.ledger l where l.lane = s.lane and l.seq > s.seq;
+      if v_last is null or v_last < s.next_seq or s.next_seq is null then
+        seq := greatest(s.seq, 0) + 1;
+        id := null;
+        problem := meshaudit_private.gap(seq, least(v_last - 1, s.head_seq));
+        if problem is not null then
+          return next;
+        end if;
       end if;
     end if;
   end loop;
 
   -- lanes that are gone altogether
-  if from_time is null and to_time is null then
+  if not c_limited then
     return query
-      select h.lane, 1::pg_catalog.int8, null::pg_catalog.int8, meshaudit_private.gap(h.lane, 1, h.seq)
+      select h.lane, 1::pg_catalog.int8, null::pg_catalog.int8, meshaudit_private.gap(1, h.seq)
       from meshaudit_private.lane_heads h
       where h.seq > 0 and not exists (select from meshaudit_private.ledger l where l.lane = h.lane)
       order by h.lane;
@@ -139,9 +202,24 @@ $$;
 revoke all on function meshaudit.verify(timestamptz, timestamptz) from public;
 grant execute on function meshaudit.verify(timestamptz, timestamptz) to meshaudit_auditor, meshaudit_operator;
 
-comment on type meshaudit_private.suspect is 'An entry and its neighbours, for verify().';
+-- Says that entries p_from to p_to are gone; null if that is none.
+create function meshaudit_private.gap(p_from bigint, p_to bigint) returns text
+language sql immutable parallel safe
+return case
+  when p_from = p_to then 'deleted'
+  when p_from < p_to then pg_catalog.format('deleted (entries %s to %s)', p_from, p_to)
+end;
+
+comment on type meshaudit_private.suspect is 'An entry and its neighbours, for verify(). "at" says which row it is.';
+comment on function meshaudit_private.is_sound(meshaudit_private.ledger) is 'Whether an entry''s hash is that of its bytes.';
 comment on function meshaudit_private.suspects(timestamptz, timestamptz) is
   'Entries that do not simply continue the one before, with what is needed to tell why.';
-comment on function meshaudit_private.gap(int, bigint, bigint) is 'Says that entries of a lane are gone; null if they are there.';
+comment on function meshaudit_private.is_named(meshaudit_private.suspect, text[]) is
+  'Whether the head or the next entry of the lane holds this entry''s hash.';
+comment on function meshaudit_private.made_anew(meshaudit_private.suspect, text[]) is
+  'Whether a sound entry''s hash was made anew, as its sound neighbours tell.';
+comment on function meshaudit_private.is_displaced(meshaudit_private.suspect, meshaudit_private.suspect[]) is
+  'Whether an unsound entry belongs at another of the given places.';
+comment on function meshaudit_private.gap(bigint, bigint) is 'Says which entries are gone; null if none.';
 comment on function meshaudit.verify(timestamptz, timestamptz) is
   'Recomputes every hash and link of the log, or of from_time <= timestamp < to_time. No row: intact. Otherwise lane, seq, id and the problem: edited, deleted, inserted, reordered or forked. It cannot see what a checkpoint kept outside would show: a log rewritten as a whole.';

@@ -2,8 +2,11 @@
 -- recorded before it has gone or changed (meshaudit verify --checkpoint).
 
 create function meshaudit.checkpoint() returns jsonb
-language sql stable security definer set search_path = ''
+language plpgsql stable security definer set search_path = ''
 as $$
+begin
+  perform meshaudit_private.require_whole_log();
+  return (
   select pg_catalog.jsonb_build_object(
     'format', 'meshaudit checkpoint v1',
     'ledger_id', (select s.ledger_id from meshaudit_private.settings s),
@@ -13,9 +16,11 @@ as $$
       'lane', h.lane, 'seq', h.seq, 'hash', pg_catalog.encode(h.hash, 'hex')) order by h.lane), '[]'))
   from meshaudit_private.lane_heads h
   where h.seq > 0
+  );
+end
 $$;
 revoke all on function meshaudit.checkpoint() from public;
 grant execute on function meshaudit.checkpoint() to meshaudit_auditor, meshaudit_operator;
 
 comment on function meshaudit.checkpoint() is
-  'The ledger''s id and each lane''s last seq and hash (hex), as JSON, in one snapshot. Keep it outside the database.';
+  'The ledger''s id and each lane''s last seq and hash (hex), as JSON, in one snapshot. Keep it outside the database. Raises MA001 to an auditor of a part of the log.';

@@ -9,6 +9,7 @@ declare
   v_list pg_catalog.text;
   v_now constant pg_catalog.timestamptz := pg_catalog.clock_timestamp();
 begin
+  perform meshaudit_private.require_whole_log();
   select * into v_settings from meshaudit_private.settings;
 
   "check" := 'partitions ahead';
@@ -77,4 +78,4 @@ $$;
 revoke all on function meshaudit.status() from public;
 grant execute on function meshaudit.status() to meshaudit_auditor, meshaudit_operator;
 
-comment on function meshaudit.status() is 'Health of the audit log: one row a check, ok or not, and what to do.';
+comment on function meshaudit.status() is 'Health of the audit log: one row a check, ok or not, and what to do. Raises MA001 to an auditor of a part of the log.';
