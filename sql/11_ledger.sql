@@ -50,14 +50,16 @@ comment on table meshaudit_private.ledger is
 alter table meshaudit_private.ledger enable row level security;
 
 -- A transaction takes a lane by locking its row here, never waiting: a locked one is passed over.
--- fillfactor leaves room for updates in place, so that the index stays as it is: a SERIALIZABLE transaction
--- that looks a lane up never conflicts with one that moves another lane.
+-- Each lane has a page of its own (add_lane): sessions do not contend for it, and updates find room beside the row, so
+-- that the index stays as it is and a SERIALIZABLE transaction that looks a lane up does not conflict with one that
+-- moves another. (After some 60 single entries in one transaction the room is used up, and such conflicts can come.)
 create table meshaudit_private.lane_heads (
   lane int primary key,
   seq bigint not null default 0,
   prev_hash bytea not null default '',
   hash bytea not null
-) with (fillfactor = 10, autovacuum_vacuum_threshold = 1000, autovacuum_vacuum_scale_factor = 0);
+) with (autovacuum_vacuum_threshold = 1000, autovacuum_vacuum_scale_factor = 0);
+alter table meshaudit_private.lane_heads alter column hash set storage plain;
 
 create sequence meshaudit_private.lane_number as int;
 

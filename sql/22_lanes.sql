@@ -93,13 +93,20 @@ begin
 end
 $$;
 
+-- The row that fills the page up goes again at once; the next access clears it away.
 create function meshaudit_private.add_lane() returns int
-language sql volatile set search_path = ''
+language plpgsql volatile set search_path = ''
 as $$
+declare
+  v_lane constant pg_catalog.int4 := pg_catalog.nextval('meshaudit_private.lane_number');
+begin
   insert into meshaudit_private.lane_heads (lane, hash)
-  select n.lane, meshaudit_private.genesis_hash(s.ledger_id, n.lane)
-  from meshaudit_private.settings s, (select pg_catalog.nextval('meshaudit_private.lane_number')::pg_catalog.int4) n (lane)
-  returning lane
+    select v_lane, meshaudit_private.genesis_hash(s.ledger_id, v_lane) from meshaudit_private.settings s;
+  insert into meshaudit_private.lane_heads (lane, hash)
+    values (-v_lane, pg_catalog.convert_to(pg_catalog.repeat('x', 7900), 'UTF8'));
+  delete from meshaudit_private.lane_heads where lane = -v_lane;
+  return v_lane;
+end
 $$;
 
 -- Takes a lane and moves it on by an entry. Never waits.
@@ -112,6 +119,7 @@ declare
   v_link meshaudit_private.link;
   v_fresh constant pg_catalog.bool := pg_catalog.current_setting('transaction_isolation') = 'read committed';
   v_lane pg_catalog.int4 := pg_catalog.pg_backend_pid() % c_lanes + 1;
+  v_stale pg_catalog.int4 := 0;
 begin
   for i in 1 .. c_tries loop
     if v_fresh then
@@ -133,13 +141,14 @@ begin
   if v_fresh then
     v_link := meshaudit_private.advance_overflow_lane(null, p_tail);
   else
-    for v_lane in select h.lane from meshaudit_private.lane_heads h where h.lane > c_lanes order by h.lane desc limit c_tries loop
+    for v_lane in select h.lane from meshaudit_private.lane_heads h where h.lane > c_lanes order by h.lane loop
       begin
         v_link := meshaudit_private.advance_overflow_lane(v_lane, p_tail);
       exception when serialization_failure then
-        v_link := null;
+        v_stale := v_stale + 1;
       end;
-      exit when v_link.lane is not null;
+      -- a busy lane costs nothing, one that has moved does
+      exit when v_link.lane is not null or v_stale > c_tries;
     end loop;
   end if;
   if v_link.lane is null then

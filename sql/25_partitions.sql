@@ -4,7 +4,9 @@
 --   * there is a default partition, so that no access fails or waits because nobody made partitions;
 --   * a period whose rows went to the default partition keeps them there: rows are never moved;
 --   * each partition is guarded on its own before it is attached;
---   * making a partition takes no lock that an access needs: ATTACH, and NOWAIT on the default partition.
+--   * making a partition takes no lock that an access needs: ATTACH, and NOWAIT on the default partition. Only where the
+--     current period's own partition is missing do accesses need the default one, and then for as long as the making
+--     lasts: should its transaction be left open, the server ends it after 2 seconds.
 
 create function meshaudit_private.period_start(p_at timestamptz, p_interval text) returns timestamptz
 language sql immutable set search_path = ''
@@ -18,6 +20,13 @@ as $$
   select ((p_start at time zone 'UTC') + ('1 ' operator(pg_catalog.||) p_interval)::pg_catalog.interval) at time zone 'UTC'
 $$;
 
+create function meshaudit_private.partition_name(p_start timestamptz, p_interval text) returns text
+language sql stable set search_path = ''
+as $$
+  select 'ledger_' || pg_catalog.to_char(p_start at time zone 'UTC',
+    case p_interval when 'month' then 'YYYY_MM' when 'week' then 'IYYY_"w"IW' else 'YYYY_MM_DD' end)
+$$;
+
 -- Makes the partition for a period that starts at p_start. False: exists, overlaps another, or its rows are in the
 -- default partition already, or that one is locked just now.
 create function meshaudit_private.add_partition(p_start timestamptz, p_interval text) returns boolean
@@ -25,8 +34,7 @@ language plpgsql volatile set search_path = '' set timezone = 'UTC'
 as $$
 declare
   v_end constant pg_catalog.timestamptz := meshaudit_private.period_next(p_start, p_interval);
-  v_name constant pg_catalog.text := 'ledger_' || pg_catalog.to_char(p_start at time zone 'UTC',
-    (case p_interval when 'month' then 'YYYY_MM' when 'week' then 'IYYY_"w"IW' else 'YYYY_MM_DD' end));
+  v_name constant pg_catalog.text := meshaudit_private.partition_name(p_start, p_interval);
 begin
   if pg_catalog.to_regclass('meshaudit_private.' || v_name) is not null then
     return false;
@@ -62,6 +70,8 @@ declare
 begin
   select * into v_settings from meshaudit_private.settings;
   v_start := meshaudit_private.period_start(pg_catalog.clock_timestamp(), v_settings.partition_interval);
+  perform pg_catalog.set_config('idle_in_transaction_session_timeout', '2s', true)
+    where pg_catalog.to_regclass('meshaudit_private.' || meshaudit_private.partition_name(v_start, v_settings.partition_interval)) is null;
   for i in 0 .. v_settings.partitions_ahead loop
     if meshaudit_private.add_partition(v_start, v_settings.partition_interval) then
       v_made := v_made + 1;
@@ -102,6 +112,7 @@ select meshaudit.maintain();
 comment on table meshaudit_private.ledger_default is 'Entries of periods for which nobody had made a partition.';
 comment on function meshaudit_private.period_start(timestamptz, text) is 'Start of the period (UTC) that holds a time.';
 comment on function meshaudit_private.period_next(timestamptz, text) is 'Start of the next period (UTC).';
+comment on function meshaudit_private.partition_name(timestamptz, text) is 'Name of the partition of a period.';
 comment on function meshaudit_private.add_partition(timestamptz, text) is 'Makes one partition, unless it cannot be made now.';
 comment on function meshaudit_private.add_partitions() is 'Makes the partitions from now on that are missing; returns how many.';
 comment on function meshaudit.maintain() is

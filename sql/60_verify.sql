@@ -3,7 +3,8 @@
 -- An entry is sound when its hash is that of its own bytes. From sound entries and their links follows what was
 -- done: docs/verification.md has the rules. Being STABLE, the functions see one snapshot throughout.
 --
--- Invariant: whatever is compared may be NULL, for whoever can alter rows can also drop NOT NULL.
+-- Invariants: whatever is compared may be NULL, for whoever can alter rows can also drop NOT NULL; and a seq may be
+-- the least or the greatest number there is, so none is added to unguarded.
 
 create type meshaudit_private.suspect as (
   lane int, seq bigint, id bigint, prev_hash bytea, hash bytea, sound boolean, at text,
@@ -47,7 +48,8 @@ begin
     from linked l
     left join meshaudit_private.lane_heads h on h.lane = l.lane
     where l.sound is not true or h.seq is null or l.seq > h.seq or l.seq < 1
-      or l.before_seq is distinct from l.seq - 1 or l.next_seq is distinct from l.seq + 1
+      or least(l.before_seq, 9223372036854775806) + 1 is distinct from l.seq
+      or least(l.seq, 9223372036854775806) + 1 is distinct from l.next_seq
       or l.prev_hash is distinct from l.before_hash or l.next_prev is distinct from l.hash
     order by l.lane, l.seq, l.id;
 end
@@ -59,7 +61,7 @@ language sql stable set search_path = ''
 as $$
   select coalesce(s.seq = s.head_seq and s.hash = s.head_hash, false) or exists (
     select from meshaudit_private.ledger l
-    where l.lane = s.lane and l.seq = s.seq + 1 and l.seq <= s.head_seq and l.prev_hash = s.hash
+    where l.lane = s.lane and l.seq = least(s.seq, 9223372036854775806) + 1 and l.seq <= s.head_seq and l.prev_hash = s.hash
       and pg_catalog.concat(l.tableoid, l.ctid) <> all (p_false))
 $$;
 
@@ -78,7 +80,7 @@ begin
     return true;
   elsif not exists (
       select from meshaudit_private.ledger l
-      where l.lane = s.lane and l.seq = s.seq + 1 and pg_catalog.concat(l.tableoid, l.ctid) <> all (p_false)) then
+      where l.lane = s.lane and l.seq = least(s.seq, 9223372036854775806) + 1 and pg_catalog.concat(l.tableoid, l.ctid) <> all (p_false)) then
     return false;  -- nothing is there that could name it
   end if;
   -- a break before it, which is its own because the next entry does not name it either
@@ -90,11 +92,11 @@ begin
   -- a break behind it, which is its own unless the next entry is unsound or made anew itself
   return exists (
     select from meshaudit_private.ledger l
-    where l.lane = s.lane and l.seq = s.seq + 1 and meshaudit_private.is_sound(l)
+    where l.lane = s.lane and l.seq = least(s.seq, 9223372036854775806) + 1 and meshaudit_private.is_sound(l)
       and pg_catalog.concat(l.tableoid, l.ctid) <> all (p_false)
       and case when l.seq = s.head_seq then l.hash = s.head_hash else coalesce((
         select pg_catalog.bool_or(n.prev_hash = l.hash) from meshaudit_private.ledger n
-        where n.lane = s.lane and n.seq = s.seq + 2 and n.seq <= s.head_seq
+        where n.lane = s.lane and n.seq = least(s.seq, 9223372036854775805) + 2 and n.seq <= s.head_seq
           and pg_catalog.concat(n.tableoid, n.ctid) <> all (p_false)), true) end);
 end
 $$;
@@ -120,7 +122,7 @@ language plpgsql stable security definer set search_path = ''
 as $$
 declare
   c_limited constant pg_catalog.bool := from_time is not null or to_time is not null;
-  v_suspects constant meshaudit_private.suspect[] := array(select x from meshaudit_private.suspects(from_time, to_time) x);
+  v_suspects meshaudit_private.suspect[];
   v_places meshaudit_private.suspect[];
   v_false pg_catalog.text[] := '{}';  -- entries at a shared seq that are not the true one
   v_true pg_catalog.text;
@@ -128,14 +130,26 @@ declare
   s meshaudit_private.suspect;
   v_before meshaudit_private.suspect;
 begin
+  perform meshaudit_private.require_whole_log();
+  v_suspects := array(select u from meshaudit_private.suspects(from_time, to_time) u);
+
   -- places where a displaced entry may have come from; a bound, so that a ruined ledger is still told soon
   v_places := array(select p from unnest(v_suspects) p where not p.sound limit 200);
 
   -- downwards: whether an entry is the true one of its seq follows from which of the next ones is
   for s in
-    select u.* from unnest(v_suspects) u
-    where (u.before_seq = u.seq or u.next_seq = u.seq) and u.seq between 1 and u.head_seq
-    order by u.lane desc, u.seq desc, u.id
+    select l.lane, l.seq, l.id, l.prev_hash, l.hash, l.sound, l.at, null, null, p.head_seq, p.head_hash
+    from (
+        select distinct u.lane, u.seq, u.head_seq, u.head_hash from unnest(v_suspects) u
+        where u.seq between 1 and u.head_seq and (c_limited or u.before_seq = u.seq or u.next_seq = u.seq)
+      ) p,
+      lateral (
+        select e.*, meshaudit_private.is_sound(e) as sound, pg_catalog.concat(e.tableoid, e.ctid) as at,
+          pg_catalog.count(*) over () as together
+        from meshaudit_private.ledger e where e.lane = p.lane and e.seq = p.seq
+      ) l
+    where l.together > 1
+    order by l.lane desc, l.seq desc, l.id
   loop
     if v_before.lane is distinct from s.lane or v_before.seq is distinct from s.seq then
       v_true := null;
@@ -152,7 +166,8 @@ begin
   foreach s in array v_suspects loop
     lane := s.lane;
     -- what is missing before it
-    if s.before_seq is distinct from s.seq - 1 and s.before_seq is distinct from s.seq then
+    if s.seq >= 1 and s.head_seq is not null
+       and s.before_seq is distinct from s.seq - 1 and s.before_seq is distinct from s.seq then
       select pg_catalog.max(l.seq) into v_last from meshaudit_private.ledger l where l.lane = s.lane and l.seq < s.seq;
       seq := greatest(v_last, 0) + 1;
       id := null;
@@ -176,7 +191,7 @@ begin
     end if;
 
     -- what is missing behind it, up to the next entry; if that is looked at too, it tells
-    if s.next_seq is null or s.next_seq > s.seq + 1 then
+    if s.seq < s.head_seq and (s.next_seq is null or s.next_seq > s.seq + 1) then
       select pg_catalog.min(l.seq) into v_last from meshaudit_private.ledger l where l.lane = s.lane and l.seq > s.seq;
       if v_last is null or v_last < s.next_seq or s.next_seq is null then
         seq := greatest(s.seq, 0) + 1;
@@ -222,4 +237,4 @@ comment on function meshaudit_private.is_displaced(meshaudit_private.suspect, me
   'Whether an unsound entry belongs at another of the given places.';
 comment on function meshaudit_private.gap(bigint, bigint) is 'Says which entries are gone; null if none.';
 comment on function meshaudit.verify(timestamptz, timestamptz) is
-  'Recomputes every hash and link of the log, or of from_time <= timestamp < to_time. No row: intact. Otherwise lane, seq, id and the problem: edited, deleted, inserted, reordered or forked. It cannot see what a checkpoint kept outside would show: a log rewritten as a whole.';
+  'Recomputes every hash and link of the log, or of from_time <= timestamp < to_time. No row: intact. Otherwise lane, seq, id and the problem: edited, deleted, inserted, reordered or forked. It cannot see what a checkpoint kept outside would show: a log rewritten as a whole. Raises MA001 for who sees only part of the log.';
