@@ -1,4 +1,7 @@
-"""Build dist/: the wheel, the sdist, and meshaudit.sql, which psql installs by itself."""
+"""Build dist/: the wheel, the sdist, and meshaudit.sql, which psql installs by itself.
+
+meshaudit.sql is the current state, whatever has been released; `meshaudit migrate` takes such a database on.
+"""
 
 import subprocess
 import sys

@@ -47,8 +47,12 @@ begin
       end loop;
     exception when insufficient_privilege then
       raise exception 'role "%" may not install meshaudit: the meshaudit roles exist and belong to somebody else', current_user
-        using errcode = 'MA005',
-              hint = format('As a superuser: grant meshaudit_owner, meshaudit_client, meshaudit_auditor, meshaudit_operator to %I with admin option', current_user);
+        using errcode = '42501', hint = format(
+          case when current_setting('server_version_num')::int >= 160000 then
+            'As a superuser: grant meshaudit_owner to %1$I with admin true, inherit false, set false; grant meshaudit_client, meshaudit_auditor, meshaudit_operator to %1$I with admin option'
+          else
+            'As a superuser: grant meshaudit_owner, meshaudit_client, meshaudit_auditor, meshaudit_operator to %1$I with admin option'
+          end, current_user);
     end;
   end if;
 

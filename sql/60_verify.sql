@@ -47,7 +47,7 @@ begin
       l.before_seq, l.next_seq, h.seq, h.hash
     from linked l
     left join meshaudit_private.lane_heads h on h.lane = l.lane
-    where l.sound is not true or h.seq is null or l.seq > h.seq or l.seq < 1
+    where l.sound is not true or h.seq is null or l.seq >= h.seq or l.seq < 1
       or least(l.before_seq, 9223372036854775806) + 1 is distinct from l.seq
       or least(l.seq, 9223372036854775806) + 1 is distinct from l.next_seq
       or l.prev_hash is distinct from l.before_hash or l.next_prev is distinct from l.hash

@@ -27,7 +27,12 @@ begin
 end
 $$;
 
-reset role;
+-- back to who installs, who may have come by SET ROLE
+do $$
+begin
+  execute format('set local role %I', current_setting('meshaudit.installer'));
+end
+$$;
 
 do $$
 begin

@@ -140,6 +140,22 @@ def empty_db(template: Templates) -> Iterator[Db]:
         db.drop()
 
 
+@pytest.fixture(params=FLAVOURS)
+def any_empty_db(request: pytest.FixtureRequest, template: Templates) -> Iterator[Db]:
+    """A database without meshaudit, of every flavour."""
+    keeper = None
+    if os.environ.get("MESHAUDIT_TEST_DSN"):
+        # There a Supabase-like role could not make again the roles that a superuser had made and dropped.
+        keeper = template.clone("superuser")
+    db = template.clone_empty(request.param)
+    try:
+        yield db
+    finally:
+        db.drop()
+        if keeper is not None:
+            keeper.drop()
+
+
 @pytest.fixture
 def conn(db: Db) -> psycopg.Connection[Any]:
     """A superuser's connection to `db`."""

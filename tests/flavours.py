@@ -84,6 +84,9 @@ def _build(pg: Pg, flavour: str, *, install: bool) -> str:
         if install:
             with psycopg.connect(pg.dsn(name, _installer(pg, flavour)), autocommit=True) as conn:
                 schema.install(conn)
+    except BaseException:
+        pg.drop_database(name)
+        raise
     finally:
         pg.run("select pg_advisory_unlock(%s)", _INSTALL_LOCK)
     return name
