@@ -1,0 +1,271 @@
+"""The outside verifier: recomputes every hash and link from the rows that an auditor sees.
+
+It shares no code with the SQL core and imports nothing that writes. All of it happens in one snapshot, so
+writers do not disturb it; it takes no lock that they notice. `faults` has the rules, `chains` does the work.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from datetime import UTC, datetime
+from typing import Any, NamedTuple
+
+import psycopg
+from psycopg.pq import TransactionStatus
+
+from meshaudit import canonical
+from meshaudit.chains import ROW, Chains, Row, Run, fetch
+from meshaudit.checkpoint import Checkpoint, Head, current, read_checkpoint, take_checkpoint
+from meshaudit.errors import BadArgument, NoPermission, translate
+from meshaudit.faults import Displaced, Lane, Problem, Seqs, deleted, doubtful, gaps, order
+
+__all__ = ["Checkpoint", "Problem", "Report", "read_checkpoint", "take_checkpoint", "verify"]
+
+Progress = Callable[[int, int], None]
+
+# Physical order from the first page on keeps the number of runs small; the rest is for speed and for logins
+# whose statement_timeout is meant for requests.
+_SETTINGS = """
+set local client_encoding = 'UTF8';
+set local search_path = pg_catalog, pg_temp;
+set local synchronize_seqscans = off;
+set local max_parallel_workers_per_gather = 0;
+set local jit = off;
+set local statement_timeout = 0;
+set local idle_in_transaction_session_timeout = 0
+"""
+
+
+class Report(NamedTuple):
+    """What verify() found. No problems: intact."""
+
+    problems: list[Problem]
+    entries: int
+    lanes: int
+
+    @property
+    def intact(self) -> bool:
+        """Whether nothing was found."""
+        return not self.problems
+
+
+def verify(
+    conn: psycopg.Connection[Any],
+    *,
+    from_time: datetime | None = None,
+    to_time: datetime | None = None,
+    checkpoint: Checkpoint | None = None,
+    progress: Progress | None = None,
+) -> Report:
+    """Verify the ledger, or the entries of from_time <= timestamp < to_time.
+
+    With a checkpoint: also that nothing recorded before it has gone or changed. `progress` gets the number of
+    entries done and about how many there are. The connection must not be in a transaction.
+    """
+    span = _Span(from_time, to_time)
+    if conn.info.transaction_status != TransactionStatus.IDLE:
+        raise BadArgument("verify needs a connection that is not in a transaction")
+    try:
+        with _snapshot(conn):
+            return _verify(conn, span, checkpoint, progress or (lambda done, total: None))
+    except psycopg.Error as exc:
+        raise translate(exc) from exc
+
+
+def _verify(
+    conn: psycopg.Connection[Any], span: "_Span", held: Checkpoint | None, progress: Progress
+) -> Report:
+    seen = conn.execute("select meshaudit.sees_everything()").fetchone()
+    if seen != (True,):
+        raise NoPermission(
+            "this role sees only a part of the log, and a part of a chain cannot be verified",
+            "connect as an auditor of scope '*': select meshaudit.grant_auditor('…')",
+        )
+    now = current(conn)
+    chains = Chains()
+    query = f"select {ROW} from meshaudit.audit_logs{span.where()}"
+    total = max(now.entries, 1)
+    chains.read(conn, query, lambda done: progress(min(done, total), total))
+    progress(total, total)
+    problems = [Problem(row.lane, row.seq, row.id, "inserted") for row in chains.homeless]
+    runs = chains.runs()
+    problems += _altered(conn, span, now, runs, chains.unsound)
+    problems += _missing(conn, span, now, runs, chains.unsound)
+    if held is not None:
+        problems += _contradictions(conn, now, held, problems)
+    return Report(sorted(problems, key=order), chains.entries, len(now.lanes))
+
+
+def _altered(
+    conn: psycopg.Connection[Any],
+    span: "_Span",
+    now: Checkpoint,
+    runs: dict[int, list[Run]],
+    unsound: Sequence[Row],
+) -> Iterator[Problem]:
+    bad: dict[int, list[int]] = {}
+    for row in unsound:
+        assert row.lane is not None
+        assert row.seq is not None
+        bad.setdefault(row.lane, []).append(row.seq)
+    doubts: dict[int, set[int]] = {}
+    genesis = {lane: canonical.genesis(now.ledger_id, lane) for lane in runs.keys() | bad.keys()}
+    for lane, first_hash in genesis.items():
+        seqs = doubtful(runs.get(lane, ()), bad.get(lane, ()), now.lanes.get(lane), first_hash)
+        if seqs:
+            doubts[lane] = seqs
+    # An entry's fault shows in the one before it and the two behind.
+    places = {
+        (lane, seq + step)
+        for lane, seqs in doubts.items()
+        for seq in seqs
+        for step in (-1, 0, 1, 2)
+        if -(2**63) <= seq + step < 2**63
+    }
+    lanes: dict[int, dict[int, list[Row]]] = {}
+    for row in sorted(fetch(conn, places), key=order):
+        assert row.lane is not None
+        assert row.seq is not None
+        lanes.setdefault(row.lane, {}).setdefault(row.seq, []).append(row)
+    displaced = Displaced(unsound)
+    for lane, seqs in doubts.items():
+        judge = Lane(lanes.get(lane, {}), now.lanes.get(lane), genesis[lane], displaced)
+        for row, problem in judge.problems(seqs):
+            if span.holds(row):
+                yield Problem(lane, row.seq, row.id, problem)
+
+
+def _missing(
+    conn: psycopg.Connection[Any],
+    span: "_Span",
+    now: Checkpoint,
+    runs: dict[int, list[Run]],
+    unsound: Sequence[Row],
+) -> Iterator[Problem]:
+    covered: dict[int, list[Seqs]] = {} if span.limited else {lane: [] for lane in now.lanes}
+    for lane, stretches in runs.items():
+        covered.setdefault(lane, []).extend((run.first, run.after - 1) for run in stretches)
+    for row in unsound:
+        assert row.lane is not None
+        assert row.seq is not None
+        covered.setdefault(row.lane, []).append((row.seq, row.seq))
+    absent = [
+        (lane, *gap)
+        for lane, stretches in covered.items()
+        if lane in now.lanes
+        for gap in gaps(stretches, now.lanes[lane].seq)
+    ]
+    if span.limited:
+        absent = _beside(conn, now, absent)
+    for lane, first, last in absent:
+        yield deleted(lane, first, last)
+
+
+def _beside(
+    conn: psycopg.Connection[Any], now: Checkpoint, absent: list[tuple[int, int, int]]
+) -> list[tuple[int, int, int]]:
+    """Of the numbers that a range of time lacks, those next to its entries that the whole ledger lacks."""
+    rows = conn.execute(
+        """
+        select g.lane, g.first, g.last,
+          (select max(l.seq) from meshaudit.audit_logs l where l.lane = g.lane and l.seq <= g.last),
+          (select min(l.seq) from meshaudit.audit_logs l where l.lane = g.lane and l.seq >= g.first)
+        from unnest(%s::int4[], %s::int8[], %s::int8[]) g (lane, first, last)
+        """,
+        [list(column) for column in zip(*absent, strict=True)] if absent else [[], [], []],
+    ).fetchall()
+    found: set[tuple[int, int, int]] = set()
+    for lane, first, last, below, above in rows:
+        # Without an entry of the range on that side there is nothing that the gap would be next to.
+        if first > 1:
+            found.add((lane, first, last if above is None else min(last, above - 1)))
+        if last < now.lanes[lane].seq:
+            found.add((lane, first if below is None else max(first, below + 1), last))
+    return sorted(gap for gap in found if gap[1] <= gap[2])
+
+
+def _contradictions(
+    conn: psycopg.Connection[Any], now: Checkpoint, held: Checkpoint, known: Sequence[Problem]
+) -> Iterator[Problem]:
+    """What a checkpoint knows and the ledger no longer does, unless it is told already."""
+    if now.ledger_id != held.ledger_id:
+        yield Problem(None, None, None, "ledger replaced", "checkpoint")
+        return
+    told = {(problem.lane, problem.seq) for problem in known}
+    lanes = sorted(held.lanes)
+    rows = conn.execute(
+        """
+        select c.lane, e.id, e.hash,
+          case when e.hash is null then
+            (select max(l.seq) from meshaudit.audit_logs l where l.lane = c.lane and l.seq < c.seq) end
+        from unnest(%s::int4[], %s::int8[]) c (lane, seq)
+        left join meshaudit.audit_logs e on e.lane = c.lane and e.seq = c.seq
+        order by c.lane, e.id
+        """,
+        [lanes, [held.lanes[lane].seq for lane in lanes]],
+    ).fetchall()
+    entries: dict[int, list[tuple[int | None, bytes | None]]] = {}
+    for lane, number, digest, before in rows:
+        head: Head = held.lanes[lane]
+        entries.setdefault(lane, []).append((number, digest))
+        if number is None and digest is None:
+            first = max(before or 0, 0) + 1
+            if (lane, first) not in told:
+                yield deleted(lane, first, head.seq, "checkpoint")
+    for lane, there in entries.items():
+        head = held.lanes[lane]
+        if there == [(None, None)] or any(digest == head.hash for _, digest in there):
+            continue
+        if (lane, head.seq) not in told:
+            yield Problem(lane, head.seq, there[0][0], "edited", "checkpoint")
+
+
+class _Span:
+    """The range of time that is looked at."""
+
+    def __init__(self, from_time: datetime | None, to_time: datetime | None) -> None:
+        for time in (from_time, to_time):
+            if time is not None and time.tzinfo is None:
+                raise BadArgument(f"{time} has no time zone")
+        if from_time is not None and to_time is not None and from_time >= to_time:
+            raise BadArgument("the range of time is empty", "it holds from <= timestamp < to")
+        self._from, self._to = from_time, to_time
+
+    @property
+    def limited(self) -> bool:
+        return self._from is not None or self._to is not None
+
+    def where(self) -> str:
+        """As SQL. Written out, because COPY takes no parameters."""
+        bounds = ((">=", self._from), ("<", self._to))
+        tests = [f'"timestamp" {op} {_literal(time)}' for op, time in bounds if time is not None]
+        return f" where {' and '.join(tests)}" if tests else ""
+
+    def holds(self, row: Row) -> bool:
+        if not self.limited:
+            return True
+        return (
+            row.timestamp is not None
+            and (self._from is None or row.timestamp >= canonical.microseconds(self._from))
+            and (self._to is None or row.timestamp < canonical.microseconds(self._to))
+        )
+
+
+def _literal(time: datetime) -> str:
+    return f"timestamptz '{time.astimezone(UTC).isoformat(sep=' ')}'"
+
+
+@contextlib.contextmanager
+def _snapshot(conn: psycopg.Connection[Any]) -> Iterator[None]:
+    saved = conn.isolation_level, conn.read_only, conn.deferrable
+    conn.isolation_level, conn.read_only, conn.deferrable = (
+        psycopg.IsolationLevel.REPEATABLE_READ,
+        True,
+        None,
+    )
+    try:
+        with conn.transaction():
+            conn.execute(_SETTINGS, prepare=False)
+            yield
+    finally:
+        if not conn.closed and conn.info.transaction_status == TransactionStatus.IDLE:
+            conn.isolation_level, conn.read_only, conn.deferrable = saved
