@@ -1,0 +1,82 @@
+"""logs: search the audit log."""
+
+import sys
+from typing import Annotated, Any
+
+import psycopg
+import typer
+
+from meshaudit import db, filters, output, queries
+from meshaudit.commands.options import Dsn, Json, dsn, wants_json
+from meshaudit.errors import BadArgument
+from meshaudit.version import require_current
+
+
+def _option(name: str, text: str, metavar: str = "TEXT") -> Any:
+    return typer.Option(name, help=text, metavar=metavar)
+
+
+def logs(
+    context: typer.Context,
+    secret_id: Annotated[str | None, _option("--secret-id", "Accesses to this secret.")] = None,
+    from_time: Annotated[str | None, _option("--from", "At this time or later.", "TIME")] = None,
+    to_time: Annotated[str | None, _option("--to", "Before this time.", "TIME")] = None,
+    since: Annotated[str | None, _option("--since", "In the last 90s, 15m, 2h, 3d or 1w.", "SPAN")] = None,
+    user_identity: Annotated[str | None, _option("--user-identity", "By this login or JWT subject.")] = None,
+    access_type: Annotated[str | None, _option("--access-type", "read or write.")] = None,
+    operation: Annotated[str | None, _option("--operation", "read, create, update or delete.")] = None,
+    outcome: Annotated[str | None, _option("--outcome", "granted, denied or rolled_back.")] = None,
+    scope: Annotated[str | None, _option("--scope", "In this tenant or project.")] = None,
+    ip: Annotated[str | None, _option("--ip", "From this address or network.", "ADDRESS")] = None,
+    limit: Annotated[int, typer.Option("--limit", min=0, help="So many at most; 0 is all.")] = 100,
+    after: Annotated[str | None, _option("--after", "Go on behind this cursor.", "CURSOR")] = None,
+    form: Annotated[str | None, _option("--format", "table (default), json or csv.", "FORMAT")] = None,
+    database: Dsn = None,
+    as_json: Json = False,
+) -> None:
+    """Search the audit log, newest first. All filters are optional and combined.
+
+    Times are ISO 8601; without an offset they are UTC, as all printed times are.
+    """
+    writer = output.writer(form or ("json" if wants_json(context, as_json) else "table"), sys.stdout)
+    if since is not None and from_time is not None:
+        raise BadArgument("--since and --from exclude each other", "give one of them")
+    ago = filters.span("--since", since) if since is not None else None
+    start, end = filters.time("--from", from_time), filters.time("--to", to_time)
+    texts = {
+        "secret_id": filters.plain("--secret-id", secret_id),
+        "user_identity": filters.plain("--user-identity", user_identity),
+        "access_type": filters.plain("--access-type", access_type),
+        "operation": filters.plain("--operation", operation),
+        "outcome": filters.plain("--outcome", outcome),
+        "scope": filters.plain("--scope", scope),
+        "ip": filters.address("--ip", ip),
+    }
+    after = filters.cursor("--after", after)
+    with db.connect(dsn(context, database)) as conn:
+        require_current(conn)
+        if ago is not None:
+            # Entries carry the server's time; this machine's may differ.
+            start = queries.server_time(conn, ago)
+        wanted = queries.Filters(from_time=start, to_time=end, **texts)
+        _print(conn, wanted, after, limit or None, writer)
+
+
+def _print(
+    conn: psycopg.Connection[Any],
+    wanted: queries.Filters,
+    after: str | None,
+    limit: int | None,
+    writer: output.Writer,
+) -> None:
+    printed, last = 0, after
+    for page in queries.search(conn, wanted, after=after, limit=limit):
+        writer.page(page)
+        printed, last = printed + len(page), page[-1].cursor
+    writer.end()
+    sys.stdout.flush()
+    if not printed and not queries.sees_everything(conn):
+        # An empty log and a log that is hidden would look the same.
+        output.note("you may see only the scopes that you were granted, and none of their entries fits")
+    if printed == limit and next(queries.search(conn, wanted, after=last, limit=1), None):
+        output.note(f"there are more: --after {last}, or --limit 0 for all")

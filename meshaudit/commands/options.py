@@ -1,0 +1,37 @@
+"""Options that many commands share. They may stand before the command's name or after it."""
+
+import os
+from dataclasses import dataclass
+from typing import Annotated
+
+import typer
+
+from meshaudit import filters
+
+
+@dataclass
+class Before:
+    """What stood before the command's name."""
+
+    dsn: str | None = None
+    as_json: bool = False
+
+
+Dsn = Annotated[
+    str | None,
+    typer.Option("--dsn", help="Which database. Without it: MESHAUDIT_DSN, or libpq's PG* variables."),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def dsn(context: typer.Context, after: str | None) -> str:
+    """The DSN to use; empty leaves everything to libpq."""
+    before: Before = context.obj
+    given = next((d for d in (after, before.dsn) if d is not None), os.environ.get("MESHAUDIT_DSN", ""))
+    return filters.plain("--dsn", given) or ""
+
+
+def wants_json(context: typer.Context, after: bool) -> bool:
+    """Whether --json stood anywhere."""
+    before: Before = context.obj
+    return after or before.as_json

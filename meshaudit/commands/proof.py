@@ -1,0 +1,141 @@
+"""verify and checkpoint: is the log what was recorded?"""
+
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from meshaudit import db, filters, output
+from meshaudit import verify as verifier
+from meshaudit.commands.options import Dsn, Json, dsn, wants_json
+from meshaudit.errors import BadArgument
+from meshaudit.version import require_current
+
+ALTERED = 1
+_HINT = "connect as an auditor of all scopes: select meshaudit.grant_auditor('your role')"
+
+
+def verify(
+    context: typer.Context,
+    from_time: Annotated[
+        str | None, typer.Option("--from", metavar="TIME", help="At this time or later.")
+    ] = None,
+    to_time: Annotated[str | None, typer.Option("--to", metavar="TIME", help="Before this time.")] = None,
+    checkpoint: Annotated[
+        Path | None, typer.Option("--checkpoint", help="A checkpoint that was kept outside the database.")
+    ] = None,
+    database: Dsn = None,
+    as_json: Json = False,
+) -> None:
+    """Recompute every hash. Exit code 0: intact, 1: altered, 2: could not check.
+
+    With a checkpoint: also that nothing recorded before it has gone or changed.
+    """
+    start, end = filters.time("--from", from_time), filters.time("--to", to_time)
+    # Before the database is asked: a bad file should not cost a long run.
+    held = _held(checkpoint) if checkpoint is not None else None
+    with db.connect(dsn(context, database)) as conn, db.errors(_HINT):
+        require_current(conn)
+        with _progress() as progress:
+            report = verifier.verify(conn, from_time=start, to_time=end, checkpoint=held, progress=progress)
+    problems = report.problems
+    if wants_json(context, as_json):
+        output.dump(
+            {
+                "intact": not problems,
+                "entries": report.entries,
+                "lanes": report.lanes,
+                "problems": [problem._asdict() for problem in problems],
+            }
+        )
+    elif problems:
+        print(f"altered: {_described(problems[0])}")
+        print(f"{_count(len(problems), 'problem', 'problems')} in {_entries(report.entries)}")
+    else:
+        print(f"intact: {_entries(report.entries)}, every hash and every link")
+        if held is not None:
+            print(f"of the checkpoint's {_entries(held.entries)} none has gone or changed")
+    if problems:
+        raise typer.Exit(ALTERED)
+
+
+def checkpoint(
+    context: typer.Context,
+    to_file: Annotated[
+        Path | None, typer.Option("--output", metavar="FILE", help="Write here instead of to stdout.")
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Even if the file is there: it may be evidence.")
+    ] = False,
+    database: Dsn = None,
+    as_json: Json = False,
+) -> None:
+    """Print the lanes' heads and counts as JSON. Keep them outside the database."""
+    del as_json  # it is JSON in any case
+    if to_file is not None and to_file.exists() and not overwrite:
+        raise BadArgument(f"{to_file} exists", "choose another name, or --overwrite")
+    with db.connect(dsn(context, database)) as conn, db.errors(_HINT):
+        require_current(conn)
+        text = json.dumps(verifier.take_checkpoint(conn), indent=2)
+    if to_file is None:
+        print(text)
+    else:
+        _write(to_file, text + "\n")
+        output.note(f"written to {to_file}")
+
+
+def _held(path: Path) -> verifier.Checkpoint:
+    try:
+        return verifier.read_checkpoint(path)
+    except BadArgument as error:
+        error.hint = error.hint or "give a file that `meshaudit checkpoint` wrote"
+        raise
+
+
+def _write(path: Path, text: str) -> None:
+    """The whole file or none: half a checkpoint proves nothing."""
+    fresh = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with fresh.open("x") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        fresh.replace(path)
+    finally:
+        fresh.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _progress() -> Iterator[Callable[[int, int], None] | None]:
+    """A bar on a terminal, nothing elsewhere."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    # Imported late: a quarter of the program's start.
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("verifying"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("", total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def _described(problem: verifier.Problem) -> str:
+    places = {"lane": problem.lane, "seq": problem.seq, "id": problem.id}
+    where = ", ".join(f"{name} {number}" for name, number in places.items() if number is not None)
+    contradicts = " (contradicts the checkpoint)" if problem.found_by == "checkpoint" else ""
+    return f"{where}{': ' if where else ''}{problem.problem}{contradicts}"
+
+
+def _count(number: int, one: str, many: str) -> str:
+    return f"{number} {one if number == 1 else many}"
+
+
+def _entries(number: int) -> str:
+    return _count(number, "entry", "entries")
