@@ -1,0 +1,318 @@
+"""Who may do what: every role, every object, every verb, against one table of expectations; and what the
+catalogue says about the objects themselves. A new object without a decision here fails."""
+
+from typing import Any, NamedTuple
+
+import psycopg
+import pytest
+
+from tests.support import Db
+
+CLIENT, AUDITOR, OPERATOR = "meshaudit_client", "meshaudit_auditor", "meshaudit_operator"
+OWNER, ADMIN, READ_ALL = "meshaudit_owner", "admin", "pg_read_all_data"
+
+# Schema meshaudit. ADMIN is the installer, for what is nobody else's.
+FUNCTIONS = {
+    "write_secret": {CLIENT},
+    "read_secret": {CLIENT},
+    "read_secret_by_key": {CLIENT},
+    "read_secrets": {CLIENT},
+    "delete_secret": {CLIENT},
+    "search_audit_logs": {AUDITOR},
+    "log_cursor": {AUDITOR},
+    "sees_everything": {AUDITOR},
+    "verify": {AUDITOR, OPERATOR},
+    "checkpoint": {AUDITOR, OPERATOR},
+    "status": {AUDITOR, OPERATOR},
+    "get_setting": {AUDITOR, OPERATOR},
+    "schema_version": {CLIENT, AUDITOR, OPERATOR},
+    "maintain": {OPERATOR},
+    "set_setting": {ADMIN},
+    "grant_auditor": {ADMIN},
+    "revoke_auditor": {ADMIN},
+}
+RELATIONS = {"audit_logs": {AUDITOR}}
+
+# Schema meshaudit_private: its owner's, but for what a query on the view is checked against. Naming any of
+# it takes USAGE on the schema, which nobody has.
+PRIVATE_FUNCTIONS = {
+    "visible_scopes": {AUDITOR},
+    # what the public ones, which run as their caller, pass its name on to
+    "write_secret": {CLIENT},
+    "read_secret": {CLIENT},
+    "read_secret_by_key": {CLIENT},
+    "read_secrets": {CLIENT},
+    "delete_secret": {CLIENT},
+}
+PRIVATE_RELATIONS = {"ledger": {AUDITOR}}
+
+EVERYTHING = """
+with objects (kind, schema, name, oid, verb) as (
+  select 'relation', c.relnamespace::regnamespace::text, c.relname::text, c.oid, v
+  from pg_class c, unnest(%(table_verbs)s::text[]) v
+  where c.relkind in ('r', 'p', 'v', 'm', 'f') and c.relnamespace = any (%(schemas)s::regnamespace[])
+  union all
+  select 'sequence', c.relnamespace::regnamespace::text, c.relname, c.oid, v
+  from pg_class c, unnest('{USAGE,SELECT,UPDATE}'::text[]) v
+  where c.relkind = 'S' and c.relnamespace = any (%(schemas)s::regnamespace[])
+  union all
+  select 'function', p.pronamespace::regnamespace::text, p.proname, p.oid, 'EXECUTE'
+  from pg_proc p where p.pronamespace = any (%(schemas)s::regnamespace[])
+  union all
+  select 'type', t.typnamespace::regnamespace::text, t.typname, t.oid, 'USAGE'
+  from pg_type t where t.typnamespace = any (%(schemas)s::regnamespace[]) and t.typelem = 0
+  union all
+  select 'schema', n.nspname, n.nspname, n.oid, v
+  from pg_namespace n, unnest('{USAGE,CREATE}'::text[]) v where n.oid = any (%(schemas)s::regnamespace[])
+)
+select r, o.kind, o.schema, o.name, o.verb,
+  case o.kind
+    when 'relation' then has_table_privilege(r, o.oid, o.verb)
+      -- a grant on one column counts as one on the table
+      or case when o.verb in ('SELECT', 'INSERT', 'UPDATE', 'REFERENCES')
+           then has_any_column_privilege(r, o.oid, o.verb) else false end
+    when 'sequence' then has_sequence_privilege(r, o.oid, o.verb)
+    when 'function' then has_function_privilege(r, o.oid, o.verb)
+    when 'type' then has_type_privilege(r, o.oid, o.verb)
+    when 'schema' then has_schema_privilege(r, o.oid, o.verb)
+  end
+from objects o, unnest(%(roles)s::text[]) r
+"""
+TABLE_VERBS = ["SELECT", "INSERT", "UPDATE", "DELETE", "TRUNCATE", "REFERENCES", "TRIGGER"]
+SCHEMAS = ["meshaudit", "meshaudit_private"]
+
+
+class Object(NamedTuple):
+    kind: str
+    schema: str
+    name: str
+    verb: str
+
+
+def expected(groups: set[str], o: Object) -> bool:
+    """Whether a role in these groups may do that. KeyError: an object nobody has decided about."""
+    if OWNER in groups or o.kind == "type":
+        return True  # types: Postgres gives them to PUBLIC; the schema is the fence
+    private = o.schema == "meshaudit_private"
+    match o.kind:
+        case "schema":
+            wanted = {READ_ALL} if private else {CLIENT, AUDITOR, OPERATOR, ADMIN, READ_ALL}
+            return o.verb == "USAGE" and bool(groups & wanted)
+        case "function":
+            decided = PRIVATE_FUNCTIONS.get(o.name, set()) if private else FUNCTIONS[o.name]
+            return bool(groups & decided)
+        case "relation":
+            decided = PRIVATE_RELATIONS.get(o.name, set()) if private else RELATIONS[o.name]
+            return o.verb == "SELECT" and bool(groups & (decided | {READ_ALL}))
+        case "sequence":
+            return o.verb == "SELECT" and READ_ALL in groups
+    raise AssertionError(o.kind)
+
+
+def roles_of(db: Db) -> dict[str, set[str]]:
+    """Every kind of role that there is, with the groups it acts in."""
+    roles: dict[str, set[str]] = {
+        OWNER: {OWNER},
+        db.pg.superuser: {OWNER},
+        db.role("plain"): set(),
+        db.role("reader", READ_ALL): {READ_ALL},
+    }
+    for group in (CLIENT, AUDITOR, OPERATOR):
+        roles |= {group: {group}, db.role("member", group): {group}}
+    if db.flavour != "superuser":
+        roles |= {name: set() for name in ("anon", "authenticated", "service_role", "authenticator")}
+        roles[db.installer] = {CLIENT, AUDITOR, OPERATOR, ADMIN, READ_ALL}
+    return roles
+
+
+def test_the_privilege_matrix(any_db: Db) -> None:
+    roles = roles_of(any_db)
+    verbs = [*TABLE_VERBS, *(["MAINTAIN"] if any_db.pg.version >= 17 else [])]
+    rows = any_db.su.execute(
+        EVERYTHING, {"table_verbs": verbs, "schemas": SCHEMAS, "roles": list(roles)}
+    ).fetchall()
+    assert {kind for _, kind, *_ in rows} == {"relation", "sequence", "function", "type", "schema"}
+    wrong = [
+        f"{role}: {verb} on {kind} {schema}.{name} is {'granted' if has else 'missing'}"
+        for role, kind, schema, name, verb, has in rows
+        if has != expected(roles[role], Object(kind, schema, name, verb))
+    ]
+    assert not wrong, "\n".join(sorted(wrong))
+
+
+@pytest.mark.parametrize("later", ["maintain", "restored function"])
+def test_what_comes_later_is_closed_too(any_db: Db, later: str) -> None:
+    """Default privileges act on new objects: a partition, or a function that an update makes."""
+    if later == "maintain":
+        any_db.su.execute("select meshaudit.set_setting('partitions_ahead', '6')")
+        any_db.su.execute("select meshaudit.maintain()")
+        assert leaf_count(any_db) == 8
+    else:
+        any_db.su.execute(
+            "begin; set local role meshaudit_owner;"
+            "create function meshaudit_private.later() returns int return 1; commit"
+        )
+    test_the_privilege_matrix(any_db)
+
+
+def leaf_count(db: Db) -> int:
+    row = db.su.execute(
+        "select count(*) from pg_inherits where inhparent = 'meshaudit_private.ledger'::regclass"
+    )
+    found = row.fetchone()
+    assert found is not None
+    return int(found[0])
+
+
+def test_those_who_may_read_all_tables_see_no_row(any_db: Db) -> None:
+    """pg_read_all_data reaches every table by name; row security, on each leaf too, is what is left."""
+    any_db.su.execute("select meshaudit.write_secret('k', 'v')")
+    reader = any_db.connect(any_db.role("reader", READ_ALL))
+    for name in tables(any_db):
+        seen = reader.execute(f"select count(*) from meshaudit_private.{name}".encode()).fetchone()
+        assert seen == (0,), name
+    assert reader.execute("select count(*) from meshaudit.audit_logs").fetchone() == (0,)
+
+
+def test_those_who_may_write_all_tables_change_no_row(any_db: Db) -> None:
+    any_db.su.execute("select meshaudit.write_secret('k', 'v')")
+    writer = any_db.connect(any_db.role("writer", READ_ALL, "pg_write_all_data"))
+    for name in tables(any_db):
+        try:
+            done = writer.execute(f"delete from meshaudit_private.{name}".encode()).rowcount
+        except psycopg.Error as exc:
+            assert exc.sqlstate == "MA003", (name, exc)  # noqa: PT017
+        else:
+            assert done == 0, name
+    with pytest.raises(psycopg.errors.InsufficientPrivilege):
+        writer.execute("insert into meshaudit_private.secrets (scope, key, value) values ('', 'x', 'x')")
+
+
+def tables(db: Db) -> list[str]:
+    rows = db.su.execute(
+        "select relname from pg_class where relkind in ('r', 'p')"
+        " and relnamespace = 'meshaudit_private'::regnamespace order by 1"
+    )
+    return [name for (name,) in rows]
+
+
+def empty(db: Db, query: str, **params: Any) -> None:
+    """The query finds nothing; what it finds is the message."""
+    rows = db.su.execute(query.encode(), {"schemas": SCHEMAS} | params).fetchall()
+    assert not rows, rows
+
+
+def test_security_definer_functions(any_db: Db) -> None:
+    count = any_db.su.execute(
+        "select count(*) from pg_proc where prosecdef and pronamespace = any (%s::regnamespace[])", [SCHEMAS]
+    ).fetchone()
+    assert count is not None
+    assert count[0] >= 10
+    empty(
+        any_db,
+        """select p.oid::regprocedure, p.proconfig, r.rolname
+        from pg_proc p join pg_roles r on r.oid = p.proowner
+        where p.pronamespace = any (%(schemas)s::regnamespace[]) and p.prosecdef and not (
+          'search_path=""' = any (coalesce(p.proconfig, '{}'))
+          and r.rolname = 'meshaudit_owner' and not r.rolcanlogin and not r.rolsuper and not r.rolbypassrls
+          and not r.rolcreaterole and not r.rolcreatedb and not r.rolreplication
+          and not exists (select from aclexplode(coalesce(p.proacl, acldefault('f', p.proowner))) a
+                          where a.grantee = 0))""",
+    )
+
+
+def test_no_function_depends_on_the_callers_search_path(any_db: Db) -> None:
+    empty(
+        any_db,
+        """select p.oid::regprocedure from pg_proc p
+        where p.pronamespace = any (%(schemas)s::regnamespace[]) and p.prosqlbody is null
+          and not 'search_path=""' = any (coalesce(p.proconfig, '{}'))""",
+    )
+
+
+def test_everything_belongs_to_the_owner(any_db: Db) -> None:
+    empty(
+        any_db,
+        """with owned (what, owner) as (
+          select oid::regclass::text, relowner from pg_class
+            where relnamespace = any (%(schemas)s::regnamespace[])
+          union all select oid::regprocedure::text, proowner from pg_proc
+            where pronamespace = any (%(schemas)s::regnamespace[])
+          union all select oid::regtype::text, typowner from pg_type
+            where typnamespace = any (%(schemas)s::regnamespace[])
+          union all select nspname, nspowner from pg_namespace where oid = any (%(schemas)s::regnamespace[]))
+        select what, owner::regrole from owned where owner <> 'meshaudit_owner'::regrole""",
+    )
+
+
+def test_everything_is_commented(any_db: Db) -> None:
+    """All of schema meshaudit, columns of its views included; of the rest tables, functions and types."""
+    empty(
+        any_db,
+        """with wanted (what, classoid, objoid, objsubid) as (
+          select oid::regclass::text, 'pg_class'::regclass, oid, 0 from pg_class
+            where relnamespace = any (%(schemas)s::regnamespace[]) and relkind in ('r', 'p', 'v')
+              -- leaves are made by the hundred
+              and (not relispartition or pg_get_expr(relpartbound, oid) = 'DEFAULT')
+          union all select attrelid::regclass || '.' || attname, 'pg_class'::regclass, attrelid, attnum
+            from pg_attribute where attnum > 0 and attrelid = 'meshaudit.audit_logs'::regclass
+          union all select oid::regprocedure::text, 'pg_proc'::regclass, oid, 0 from pg_proc
+            where pronamespace = any (%(schemas)s::regnamespace[])
+          union all select oid::regtype::text, 'pg_type'::regclass, oid, 0 from pg_type t
+            where typnamespace = any (%(schemas)s::regnamespace[]) and typelem = 0 and (typrelid = 0
+              or (select relkind from pg_class where oid = t.typrelid) = 'c')
+          union all select nspname, 'pg_namespace'::regclass, oid, 0 from pg_namespace
+            where oid = any (%(schemas)s::regnamespace[]))
+        select what from wanted w where not exists (select from pg_description d
+          where (d.classoid, d.objoid, d.objsubid) = (w.classoid, w.objoid, w.objsubid))""",
+    )
+
+
+def test_nobody_acts_as_the_owner(any_db: Db) -> None:
+    # from 16 on CREATEROLE leaves its holder ADMIN on what it made, which is not yet the right to use it
+    use = "set" if any_db.pg.version >= 16 else "member"
+    empty(
+        any_db,
+        """select rolname from pg_roles where rolname <> 'meshaudit_owner' and not rolsuper
+        and (pg_has_role(oid, 'meshaudit_owner', 'usage') or pg_has_role(oid, 'meshaudit_owner', %(use)s))""",
+        use=use,
+    )
+    empty(any_db, "select rolname from pg_roles where rolname like 'meshaudit\\_%%' and rolcanlogin")
+
+
+def test_row_security_and_guards_on_every_table(any_db: Db) -> None:
+    any_db.su.execute("select meshaudit.set_setting('partitions_ahead', '5')")
+    any_db.su.execute("select meshaudit.maintain()")
+    empty(
+        any_db,
+        """select oid::regclass from pg_class where relnamespace = any (%(schemas)s::regnamespace[])
+        and relkind in ('r', 'p') and not relrowsecurity""",
+    )
+    guards = any_db.su.execute(
+        """select c.relname, array_agg(format('%s %s', t.tgfoid::regproc, t.tgenabled))
+        from pg_class c left join pg_trigger t on t.tgrelid = c.oid
+        where c.oid = 'meshaudit_private.ledger'::regclass or c.oid in (
+          select inhrelid from pg_inherits where inhparent = 'meshaudit_private.ledger'::regclass)
+        group by c.oid, c.relname"""
+    ).fetchall()
+    assert len(guards) == 8  # the parent, six months, the default
+    expected_guards = ["meshaudit_private.chain_entry A", "meshaudit_private.refuse_change A"]
+    assert all(sorted(found) == expected_guards for _, found in guards), guards
+
+
+def test_plpgsql_check_finds_nothing(db: Db) -> None:
+    if not db.pg.has_extension("plpgsql_check"):
+        pytest.skip("this server has no plpgsql_check (Debian's 15 does, with postgresql-15-plpgsql-check)")
+    db.su.execute("create extension plpgsql_check")
+    empty(
+        db,
+        """select p.oid::regprocedure, c.* from pg_proc p
+        join pg_language l on l.oid = p.prolang and l.lanname = 'plpgsql',
+        lateral plpgsql_check_function(p.oid,
+          case when p.prorettype = 'trigger'::regtype then 'meshaudit_private.ledger'::regclass else 0 end,
+          other_warnings => true, extra_warnings => true, performance_warnings => false,
+          security_warnings => true, format => 'text') c
+        where p.pronamespace = any (%(schemas)s::regnamespace[])
+          -- the contract's name for a column, and a word of SQL's
+          and not (p.proname = 'status' and c ~ '"check" is reserved|reserved keyword was used')""",
+    )
