@@ -122,8 +122,10 @@ def _terminate(number: int, _frame: object) -> None:
 def main() -> None:
     """The entry point of the program."""
     # As exceptions, so that servers that were started get stopped.
-    signal.signal(signal.SIGTERM, _terminate)
-    signal.signal(signal.SIGHUP, _terminate)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        # Under nohup a hangup stays ignored.
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _terminate)
     # psycopg's warnings (a query cut short by Ctrl-C) would be lines beside ours.
     logging.getLogger("psycopg").addHandler(logging.NullHandler())
     logging.getLogger("psycopg").propagate = False

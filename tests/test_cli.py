@@ -183,6 +183,7 @@ NONSENSE = [
     (["verify", "--checkpoint", "/nonexistent/file"], "/nonexistent/file"),
     (["verify", "--checkpoint", __file__], Path(__file__).name),
     (["checkpoint", "--output", "/nonexistent/file"], "/nonexistent/"),
+    (["checkpoint", "--output", "/dev/null", "--overwrite"], "/dev/null is not a file"),
     (["migrate", "--to", "nowhere"], 'no migration "nowhere"'),
     (["migrate", "--status", "--down"], "--status goes with neither"),
     (["migrate", "--destroy-audit-log"], "--destroy-audit-log without --down"),

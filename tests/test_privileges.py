@@ -188,6 +188,21 @@ def test_those_who_may_write_all_tables_change_no_row(any_db: Db) -> None:
         writer.execute("insert into meshaudit_private.secrets (scope, key, value) values ('', 'x', 'x')")
 
 
+def test_a_client_who_may_read_all_tables_is_named_truly(any_db: Db) -> None:
+    """With USAGE on every schema it can name the functions that take a caller's name on trust."""
+    role = any_db.role("client", "meshaudit_client", READ_ALL)
+    client = any_db.connect(role)
+    secret = next(client.execute("select meshaudit.write_secret('k', 'v')"))[0]
+    for forged in (any_db.pg.superuser, "nobody", "x" * 5000):
+        try:
+            client.execute("select meshaudit_private.read_secret(%s, %s)", [secret, forged])
+        except psycopg.Error:
+            pass  # best
+        else:
+            named = any_db.su.execute("select db_role from meshaudit.audit_logs order by id desc limit 1")
+            assert next(named)[0] == role, forged[:20]
+
+
 def tables(db: Db) -> list[str]:
     rows = db.su.execute(
         "select relname from pg_class where relkind in ('r', 'p')"

@@ -61,6 +61,7 @@ def verify(
         if held is not None:
             print(f"of the checkpoint's {_entries(held.entries)} none has gone or changed")
     if problems:
+        sys.stdout.flush()  # before the exit code says that it was told
         raise typer.Exit(ALTERED)
 
 
@@ -79,6 +80,9 @@ def checkpoint(
     del as_json  # it is JSON in any case
     if to_file is not None and to_file.exists() and not overwrite:
         raise BadArgument(f"{to_file} exists", "choose another name, or --overwrite")
+    if to_file is not None and to_file.exists() and not to_file.is_file():
+        # A device would be replaced by a file of its name.
+        raise BadArgument(f"{to_file} is not a file", "without --output it goes to stdout")
     with db.connect(dsn(context, database)) as conn, db.errors(_HINT):
         require_current(conn)
         text = json.dumps(verifier.take_checkpoint(conn), indent=2)
