@@ -32,6 +32,19 @@ begin
     end;
   end loop;
 
+  -- somebody may have made the owner before us, to be let in later
+  if exists (
+    select from pg_catalog.pg_roles r
+    where r.rolname = 'meshaudit_owner' and (r.rolcanlogin or r.rolsuper or r.rolbypassrls or r.rolcreaterole)
+  ) or exists (
+    select from pg_catalog.pg_roles r
+    where r.rolname not in ('meshaudit_owner', current_user) and not r.rolsuper
+      and pg_has_role(r.oid, 'meshaudit_owner', 'usage')
+  ) then
+    raise exception 'the role meshaudit_owner exists and is not fit: it has attributes or members' using errcode = '42501',
+      hint = 'As a superuser: alter role meshaudit_owner nologin nosuperuser nobypassrls nocreaterole, and revoke it from its members.';
+  end if;
+
   -- 16 and later refuse to grant back to oneself what one has already
   if not (select r.rolsuper from pg_catalog.pg_roles r where r.rolname = current_user) then
     begin

@@ -27,21 +27,36 @@ as $$
     case p_interval when 'month' then 'YYYY_MM' when 'week' then 'IYYY_"w"IW' else 'YYYY_MM_DD' end)
 $$;
 
--- Makes the partition for a period that starts at p_start. False: exists, overlaps another, or its rows are in the
--- default partition already, or that one is locked just now.
+-- Where the partitions are that a range of time meets: the end of the last of them; null if there is none.
+create function meshaudit_private.taken_until(p_start timestamptz, p_end timestamptz) returns timestamptz
+language sql stable set search_path = '' set timezone = 'UTC' set datestyle = 'ISO'
+as $$
+  select pg_catalog.max(b.upper)
+  from pg_catalog.pg_inherits i
+  join pg_catalog.pg_class c on c.oid = i.inhrelid,
+    lateral (select pg_catalog.pg_get_expr(c.relpartbound, c.oid)) e (bound),
+    lateral (select
+      pg_catalog.substring(e.bound, 'FROM [(]''([^'']+)''')::pg_catalog.timestamptz,
+      pg_catalog.substring(e.bound, 'TO [(]''([^'']+)''')::pg_catalog.timestamptz) b (lower, upper)
+  where i.inhparent = 'meshaudit_private.ledger'::pg_catalog.regclass and b.lower < p_end and b.upper > p_start
+$$;
+
+-- Makes the partition for a period that starts at p_start, or for what other partitions (of another interval) leave of
+-- it. False: there is one, its rows are in the default partition already, or that one is locked just now.
 create function meshaudit_private.add_partition(p_start timestamptz, p_interval text) returns boolean
 language plpgsql volatile set search_path = '' set timezone = 'UTC'
 as $$
 declare
   v_end constant pg_catalog.timestamptz := meshaudit_private.period_next(p_start, p_interval);
+  v_start constant pg_catalog.timestamptz := coalesce(meshaudit_private.taken_until(p_start, v_end), p_start);
   v_name constant pg_catalog.text := meshaudit_private.partition_name(p_start, p_interval);
 begin
-  if pg_catalog.to_regclass('meshaudit_private.' || v_name) is not null then
+  if v_start >= v_end or pg_catalog.to_regclass('meshaudit_private.' || v_name) is not null then
     return false;
   end if;
   begin
     lock table meshaudit_private.ledger_default in access exclusive mode nowait;
-    if exists (select from meshaudit_private.ledger_default d where d."timestamp" >= p_start and d."timestamp" < v_end) then
+    if exists (select from meshaudit_private.ledger_default d where d."timestamp" >= v_start and d."timestamp" < v_end) then
       return false;
     end if;
     execute pg_catalog.format(
@@ -49,7 +64,7 @@ begin
     perform meshaudit_private.guard(('meshaudit_private.' || v_name)::pg_catalog.regclass);
     execute pg_catalog.format(
       'alter table meshaudit_private.ledger attach partition meshaudit_private.%I for values from (%L) to (%L)',
-      v_name, p_start, v_end);
+      v_name, v_start, v_end);
     execute pg_catalog.format('alter table meshaudit_private.%I enable always trigger chain_entry', v_name);
   exception
     when lock_not_available or invalid_object_definition or duplicate_table then
@@ -113,6 +128,8 @@ comment on table meshaudit_private.ledger_default is 'Entries of periods for whi
 comment on function meshaudit_private.period_start(timestamptz, text) is 'Start of the period (UTC) that holds a time.';
 comment on function meshaudit_private.period_next(timestamptz, text) is 'Start of the next period (UTC).';
 comment on function meshaudit_private.partition_name(timestamptz, text) is 'Name of the partition of a period.';
+comment on function meshaudit_private.taken_until(timestamptz, timestamptz) is
+  'End of the last partition that a range of time meets; null if it meets none.';
 comment on function meshaudit_private.add_partition(timestamptz, text) is 'Makes one partition, unless it cannot be made now.';
 comment on function meshaudit_private.add_partitions() is 'Makes the partitions from now on that are missing; returns how many.';
 comment on function meshaudit.maintain() is

@@ -5,7 +5,7 @@
 -- not grow with their number.
 
 create function meshaudit_private.record_accesses(
-  p_operation text, p_outcome text, p_secret_ids text[], p_secret_table text, p_scopes text[], p_role text
+  p_operation text, p_outcome text, p_secret_ids text[], p_secret_table text, p_scopes text[], p_role name
 ) returns void
 language plpgsql volatile set search_path = ''
 as $$
@@ -59,5 +59,5 @@ begin
 end
 $$;
 
-comment on function meshaudit_private.record_accesses(text, text, text[], text, text[], text) is
+comment on function meshaudit_private.record_accesses(text, text, text[], text, text[], name) is
   'Writes an entry for each secret, in one statement; raises if it cannot. p_secret_ids and p_scopes run in parallel; p_role is who called.';

@@ -1,7 +1,8 @@
 -- The vault: authorize (EXECUTE, given to meshaudit_client), record, reveal; in that order.
 --
 -- The functions here take the role that called as their last argument, because inside of them current_user is the owner.
--- Only the public functions (42_vault_api.sql) call them: without USAGE on this schema nobody else can name them.
+-- Only the public functions (42_vault_api.sql) call them: without USAGE on this schema nobody else can name them. (Members
+-- of pg_read_all_data have USAGE everywhere: one who is also a client can give a false db_role, though not db_user.)
 
 create function meshaudit_private.no_such_secret(p_what text) returns void
 language plpgsql volatile set search_path = ''
@@ -32,7 +33,7 @@ return pg_catalog.sha256(
   pg_catalog.convert_to(p_scope, 'UTF8') || pg_catalog.decode('00', 'hex') || pg_catalog.convert_to(p_key, 'UTF8')
 );
 
-create function meshaudit_private.write_secret(p_key text, p_value bytea, p_scope text, p_role text) returns uuid
+create function meshaudit_private.write_secret(p_key text, p_value bytea, p_scope text, p_role name) returns uuid
 language plpgsql volatile security definer set search_path = ''
 as $$
 declare
@@ -55,10 +56,10 @@ begin
   return v_id;
 end
 $$;
-revoke all on function meshaudit_private.write_secret(text, bytea, text, text) from public;
-grant execute on function meshaudit_private.write_secret(text, bytea, text, text) to meshaudit_client;
+revoke all on function meshaudit_private.write_secret(text, bytea, text, name) from public;
+grant execute on function meshaudit_private.write_secret(text, bytea, text, name) to meshaudit_client;
 
-create function meshaudit_private.read_secret(p_id uuid, p_role text) returns bytea
+create function meshaudit_private.read_secret(p_id uuid, p_role name) returns bytea
 language plpgsql volatile security definer set search_path = ''
 as $$
 declare
@@ -74,10 +75,10 @@ begin
   return v_value;
 end
 $$;
-revoke all on function meshaudit_private.read_secret(uuid, text) from public;
-grant execute on function meshaudit_private.read_secret(uuid, text) to meshaudit_client;
+revoke all on function meshaudit_private.read_secret(uuid, name) from public;
+grant execute on function meshaudit_private.read_secret(uuid, name) to meshaudit_client;
 
-create function meshaudit_private.read_secret_by_key(p_key text, p_scope text, p_role text) returns bytea
+create function meshaudit_private.read_secret_by_key(p_key text, p_scope text, p_role name) returns bytea
 language plpgsql volatile security definer set search_path = ''
 as $$
 declare
@@ -95,10 +96,10 @@ begin
   return v_value;
 end
 $$;
-revoke all on function meshaudit_private.read_secret_by_key(text, text, text) from public;
-grant execute on function meshaudit_private.read_secret_by_key(text, text, text) to meshaudit_client;
+revoke all on function meshaudit_private.read_secret_by_key(text, text, name) from public;
+grant execute on function meshaudit_private.read_secret_by_key(text, text, name) to meshaudit_client;
 
-create function meshaudit_private.read_secrets(p_ids uuid[], p_role text) returns table (id uuid, value bytea)
+create function meshaudit_private.read_secrets(p_ids uuid[], p_role name) returns table (id uuid, value bytea)
 language plpgsql volatile security definer set search_path = ''
 as $$
 declare
@@ -118,10 +119,10 @@ begin
   return query select * from unnest(v_ids, v_values);
 end
 $$;
-revoke all on function meshaudit_private.read_secrets(uuid[], text) from public;
-grant execute on function meshaudit_private.read_secrets(uuid[], text) to meshaudit_client;
+revoke all on function meshaudit_private.read_secrets(uuid[], name) from public;
+grant execute on function meshaudit_private.read_secrets(uuid[], name) to meshaudit_client;
 
-create function meshaudit_private.delete_secret(p_id uuid, p_role text) returns boolean
+create function meshaudit_private.delete_secret(p_id uuid, p_role name) returns boolean
 language plpgsql volatile security definer set search_path = ''
 as $$
 declare
@@ -136,14 +137,14 @@ begin
   return true;
 end
 $$;
-revoke all on function meshaudit_private.delete_secret(uuid, text) from public;
-grant execute on function meshaudit_private.delete_secret(uuid, text) to meshaudit_client;
+revoke all on function meshaudit_private.delete_secret(uuid, name) from public;
+grant execute on function meshaudit_private.delete_secret(uuid, name) to meshaudit_client;
 
 comment on function meshaudit_private.no_such_secret(text) is 'Raises MA004.';
 comment on function meshaudit_private.check_name(text, text) is 'Raises MA005 unless key and scope are usable.';
 comment on function meshaudit_private.name_digest(text, text) is 'What a secret is found by: a digest of scope and key.';
-comment on function meshaudit_private.write_secret(text, bytea, text, text) is 'meshaudit.write_secret(), for a role.';
-comment on function meshaudit_private.read_secret(uuid, text) is 'meshaudit.read_secret(), for a role.';
-comment on function meshaudit_private.read_secret_by_key(text, text, text) is 'meshaudit.read_secret_by_key(), for a role.';
-comment on function meshaudit_private.read_secrets(uuid[], text) is 'meshaudit.read_secrets(), for a role.';
-comment on function meshaudit_private.delete_secret(uuid, text) is 'meshaudit.delete_secret(), for a role.';
+comment on function meshaudit_private.write_secret(text, bytea, text, name) is 'meshaudit.write_secret(), for a role.';
+comment on function meshaudit_private.read_secret(uuid, name) is 'meshaudit.read_secret(), for a role.';
+comment on function meshaudit_private.read_secret_by_key(text, text, name) is 'meshaudit.read_secret_by_key(), for a role.';
+comment on function meshaudit_private.read_secrets(uuid[], name) is 'meshaudit.read_secrets(), for a role.';
+comment on function meshaudit_private.delete_secret(uuid, name) is 'meshaudit.delete_secret(), for a role.';

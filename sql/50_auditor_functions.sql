@@ -87,14 +87,12 @@ create policy auditors_read on meshaudit_private.ledger for select to meshaudit_
          or scope = any ((select meshaudit_private.visible_scopes(current_user))::text[]));
 
 -- For what tells about the whole log: raises MA001 unless the caller may see all of it, or operates it.
-create function meshaudit_private.require_whole_log() returns void
+create function meshaudit_private.require_whole_log(p_role text) returns void
 language plpgsql stable set search_path = ''
 as $$
-declare
-  v_role constant pg_catalog.text := coalesce(nullif(pg_catalog.current_setting('role'), 'none'), session_user);
 begin
-  if not pg_catalog.pg_has_role(v_role, 'meshaudit_operator', 'USAGE')
-     and '*' <> all (meshaudit_private.visible_scopes(v_role)) then
+  if not pg_catalog.pg_has_role(p_role, 'meshaudit_operator', 'USAGE')
+     and '*' <> all (meshaudit_private.visible_scopes(p_role)) then
     raise exception 'this needs the whole log, and you may see only a part of it' using errcode = 'MA001',
       hint = 'Ask for meshaudit.grant_auditor(…, ''*''), or for membership in meshaudit_operator.';
   end if;
@@ -107,4 +105,4 @@ comment on function meshaudit.grant_auditor(text, text) is
 comment on function meshaudit.revoke_auditor(text, text) is
   'Takes back one grant of grant_auditor(); false if there is none. Recorded as a delete in meshaudit.auditors.';
 comment on function meshaudit_private.visible_scopes(text) is 'Scopes of the log that a role, or the request''s JWT subject, may read; ''*'' is all.';
-comment on function meshaudit_private.require_whole_log() is 'Raises MA001 unless the caller may see the whole log.';
+comment on function meshaudit_private.require_whole_log(text) is 'Raises MA001 unless a role, or the request''s JWT subject, may see the whole log.';

@@ -25,7 +25,7 @@ comment on column meshaudit.audit_logs.scope is 'Tenant or project of the secret
 comment on column meshaudit.audit_logs.identity_source is 'Where user_identity comes from: jwt or database.';
 comment on column meshaudit.audit_logs.claimed_identity is 'What the caller said about itself (meshaudit.actor, claims of a login that is no gateway). Not verified.';
 comment on column meshaudit.audit_logs.db_user is 'session_user.';
-comment on column meshaudit.audit_logs.db_role is 'The role set with SET ROLE, else session_user.';
+comment on column meshaudit.audit_logs.db_role is 'The role that called: current_user, which is that set with SET ROLE, or the owner of the SECURITY DEFINER function that made the call.';
 comment on column meshaudit.audit_logs.application_name is 'As the client set it. Not verified.';
 comment on column meshaudit.audit_logs.user_agent is 'From the gateway''s request headers.';
 comment on column meshaudit.audit_logs.request_id is 'From the gateway''s request headers (x-request-id).';

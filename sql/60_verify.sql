@@ -116,7 +116,7 @@ as $$
         l.user_agent, l.request_id, l.access_id)))
 $$;
 
-create function meshaudit.verify(from_time timestamptz default null, to_time timestamptz default null)
+create function meshaudit_private.verify(from_time timestamptz, to_time timestamptz, p_role text)
 returns table (lane int, seq bigint, id bigint, problem text)
 language plpgsql stable security definer set search_path = ''
 as $$
@@ -130,7 +130,7 @@ declare
   s meshaudit_private.suspect;
   v_before meshaudit_private.suspect;
 begin
-  perform meshaudit_private.require_whole_log();
+  perform meshaudit_private.require_whole_log(p_role);
   v_suspects := array(select u from meshaudit_private.suspects(from_time, to_time) u);
 
   -- places where a displaced entry may have come from; a bound, so that a ruined ledger is still told soon
@@ -214,6 +214,16 @@ begin
   end if;
 end
 $$;
+revoke all on function meshaudit_private.verify(timestamptz, timestamptz, text) from public;
+grant execute on function meshaudit_private.verify(timestamptz, timestamptz, text) to meshaudit_auditor, meshaudit_operator;
+
+-- as the caller, so that who asks is known (42_vault_api.sql)
+create function meshaudit.verify(from_time timestamptz default null, to_time timestamptz default null)
+returns table (lane int, seq bigint, id bigint, problem text)
+language sql stable security invoker
+begin atomic
+  select v.lane, v.seq, v.id, v.problem from meshaudit_private.verify(from_time, to_time, current_user) v;
+end;
 revoke all on function meshaudit.verify(timestamptz, timestamptz) from public;
 grant execute on function meshaudit.verify(timestamptz, timestamptz) to meshaudit_auditor, meshaudit_operator;
 
@@ -236,5 +246,6 @@ comment on function meshaudit_private.made_anew(meshaudit_private.suspect, text[
 comment on function meshaudit_private.is_displaced(meshaudit_private.suspect, meshaudit_private.suspect[]) is
   'Whether an unsound entry belongs at another of the given places.';
 comment on function meshaudit_private.gap(bigint, bigint) is 'Says which entries are gone; null if none.';
+comment on function meshaudit_private.verify(timestamptz, timestamptz, text) is 'meshaudit.verify(), for a role.';
 comment on function meshaudit.verify(timestamptz, timestamptz) is
   'Recomputes every hash and link of the log, or of from_time <= timestamp < to_time. No row: intact. Otherwise lane, seq, id and the problem: edited, deleted, inserted, reordered or forked. It cannot see what a checkpoint kept outside would show: a log rewritten as a whole. Raises MA001 for who sees only part of the log.';

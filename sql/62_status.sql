@@ -1,6 +1,6 @@
 -- Health: one row a check.
 
-create function meshaudit.status() returns table ("check" text, ok boolean, detail text)
+create function meshaudit_private.status(p_role text) returns table ("check" text, ok boolean, detail text)
 language plpgsql stable security definer set search_path = ''
 as $$
 declare
@@ -9,7 +9,7 @@ declare
   v_list pg_catalog.text;
   v_now constant pg_catalog.timestamptz := pg_catalog.clock_timestamp();
 begin
-  perform meshaudit_private.require_whole_log();
+  perform meshaudit_private.require_whole_log(p_role);
   select * into v_settings from meshaudit_private.settings;
 
   "check" := 'partitions ahead';
@@ -75,7 +75,16 @@ begin
   return next;
 end
 $$;
+revoke all on function meshaudit_private.status(text) from public;
+grant execute on function meshaudit_private.status(text) to meshaudit_auditor, meshaudit_operator;
+
+create function meshaudit.status() returns table ("check" text, ok boolean, detail text)
+language sql stable security invoker
+begin atomic
+  select s."check", s.ok, s.detail from meshaudit_private.status(current_user) s;
+end;
 revoke all on function meshaudit.status() from public;
 grant execute on function meshaudit.status() to meshaudit_auditor, meshaudit_operator;
 
+comment on function meshaudit_private.status(text) is 'meshaudit.status(), for a role.';
 comment on function meshaudit.status() is 'Health of the audit log: one row a check, ok or not, and what to do. Raises MA001 to an auditor of a part of the log.';

@@ -188,8 +188,8 @@ def test_those_who_may_write_all_tables_change_no_row(any_db: Db) -> None:
         writer.execute("insert into meshaudit_private.secrets (scope, key, value) values ('', 'x', 'x')")
 
 
-def test_a_client_who_may_read_all_tables_is_named_truly(any_db: Db) -> None:
-    """With USAGE on every schema it can name the functions that take a caller's name on trust."""
+def test_a_client_who_may_read_all_tables_cannot_hide(any_db: Db) -> None:
+    """With USAGE on every schema it can name the functions that take db_role on trust; db_user stays true."""
     role = any_db.role("client", "meshaudit_client", READ_ALL)
     client = any_db.connect(role)
     secret = next(client.execute("select meshaudit.write_secret('k', 'v')"))[0]
@@ -199,8 +199,10 @@ def test_a_client_who_may_read_all_tables_is_named_truly(any_db: Db) -> None:
         except psycopg.Error:
             pass  # best
         else:
-            named = any_db.su.execute("select db_role from meshaudit.audit_logs order by id desc limit 1")
-            assert next(named)[0] == role, forged[:20]
+            query = "select db_user, user_identity, length(db_role) from meshaudit.audit_logs order by id desc limit 1"
+            user, identity, length = next(any_db.su.execute(query))
+            assert (user, identity) == (role, role), forged[:20]
+            assert length <= 63
 
 
 def tables(db: Db) -> list[str]:

@@ -38,6 +38,19 @@ begin
     end;
   end loop;
 
+  -- somebody may have made the owner before us, to be let in later
+  if exists (
+    select from pg_catalog.pg_roles r
+    where r.rolname = 'meshaudit_owner' and (r.rolcanlogin or r.rolsuper or r.rolbypassrls or r.rolcreaterole)
+  ) or exists (
+    select from pg_catalog.pg_roles r
+    where r.rolname not in ('meshaudit_owner', current_user) and not r.rolsuper
+      and pg_has_role(r.oid, 'meshaudit_owner', 'usage')
+  ) then
+    raise exception 'the role meshaudit_owner exists and is not fit: it has attributes or members' using errcode = '42501',
+      hint = 'As a superuser: alter role meshaudit_owner nologin nosuperuser nobypassrls nocreaterole, and revoke it from its members.';
+  end if;
+
   -- 16 and later refuse to grant back to oneself what one has already
   if not (select r.rolsuper from pg_catalog.pg_roles r where r.rolname = current_user) then
     begin
@@ -457,10 +470,11 @@ comment on function meshaudit_private.session_caller() is
 -- And anybody can take them: whoever takes all sends the others to the overflow lanes, beyond 256, which are locked by
 -- their rows alone (SKIP LOCKED, slower), and to those rows nobody has a privilege. The two kinds never mix.
 --
--- meshaudit.lane_at remembers where this transaction left its lane's row. It is a hint: a forged one finds no row
--- of that lane, or finds the very row. Without it, each entry of a transaction would walk over the versions that the
--- entries before it left behind, and n entries would cost n² steps. It ends with the transaction, because only a
--- look-up by index clears dead versions away.
+-- meshaudit.lane_at remembers this transaction's lane and where it left the lane's row. It is a hint: a forged one names
+-- a lane that is tried by the same rules as any, and a place where that lane's row is or is not. Without it, each entry
+-- of a transaction would walk over the versions that the entries before it left behind, and n entries would cost n²
+-- steps; and a snapshot older than every lane's last move would make a new lane for each entry. It ends with the
+-- transaction, because only a look-up by index clears dead versions away.
 
 create type meshaudit_private.link as (lane int, seq bigint, prev_hash bytea, hash bytea);
 
@@ -469,7 +483,8 @@ create function meshaudit_private.is_over(p_xid xid) returns boolean
 language plpgsql volatile set search_path = ''
 as $$
 declare
-  v_next constant pg_catalog.int8 := pg_catalog.pg_snapshot_xmax(pg_catalog.pg_current_snapshot())::pg_catalog.text;
+  v_next constant pg_catalog.int8 :=
+    pg_catalog.pg_snapshot_xmax(pg_catalog.pg_current_snapshot())::pg_catalog.text::pg_catalog.int8;
   v_xid pg_catalog.int8 := (v_next & (-4294967296)) + p_xid::pg_catalog.text::pg_catalog.int8;
 begin
   if v_xid > v_next + 2147483648 then
@@ -479,23 +494,23 @@ begin
 end
 $$;
 
--- Moves a lane of 1 to 256 on by an entry. Null lane: another transaction has it. Raises 40001 in REPEATABLE READ
--- and SERIALIZABLE when the lane has moved since the snapshot.
-create function meshaudit_private.advance_lane(p_lane int, p_tail bytea) returns meshaudit_private.link
+-- Moves a lane of 1 to 256 on by an entry; p_at is where its row may be. Null lane: another transaction has it. Raises
+-- 40001 in REPEATABLE READ and SERIALIZABLE when the lane has moved since the snapshot.
+create function meshaudit_private.advance_lane(p_lane int, p_at tid, p_tail bytea) returns meshaudit_private.link
 language plpgsql volatile set search_path = ''
 as $$
 declare
   v_link meshaudit_private.link;
-  v_at pg_catalog.text := pg_catalog.current_setting('meshaudit.lane_at', true);
+  v_at pg_catalog.tid;
 begin
   if not pg_catalog.pg_try_advisory_xact_lock(1296389185, p_lane) then  -- "MESA"
     return null;
   end if;
-  if v_at <> '' and v_at ~ '^[(][0-9]{1,9},[0-9]{1,4}[)]$' then
+  if p_at is not null then
     update meshaudit_private.lane_heads h
       set seq = h.seq + 1, prev_hash = h.hash,
           hash = meshaudit_private.entry_hash(h.hash, p_lane, h.seq + 1, p_tail)
-      where h.ctid = v_at::pg_catalog.tid and h.lane = p_lane and (h.xmax = 0 or meshaudit_private.is_over(h.xmax))
+      where h.ctid = p_at and h.lane = p_lane and (h.xmax = 0 or meshaudit_private.is_over(h.xmax))
       returning h.lane, h.seq, h.prev_hash, h.hash, h.ctid
       into v_link.lane, v_link.seq, v_link.prev_hash, v_link.hash, v_at;
   end if;
@@ -507,23 +522,36 @@ begin
       returning h.lane, h.seq, h.prev_hash, h.hash, h.ctid
       into v_link.lane, v_link.seq, v_link.prev_hash, v_link.hash, v_at;
   end if;
-  perform pg_catalog.set_config('meshaudit.lane_at', v_at, true);
+  if v_link.lane is not null then
+    perform pg_catalog.set_config('meshaudit.lane_at', pg_catalog.concat(p_lane, ' ', v_at), true);
+  end if;
   return v_link;
 end
 $$;
 
--- The same for an overflow lane: null means any that is free.
-create function meshaudit_private.advance_overflow_lane(p_lane int, p_tail bytea) returns meshaudit_private.link
-language sql volatile set search_path = ''
+-- The same for an overflow lane; null means any that is free.
+create function meshaudit_private.advance_overflow_lane(p_lane int, p_at tid, p_tail bytea) returns meshaudit_private.link
+language plpgsql volatile set search_path = ''
 as $$
+declare
+  v_link meshaudit_private.link;
+  v_at pg_catalog.tid;
+begin
   update meshaudit_private.lane_heads h
-  set seq = h.seq + 1, prev_hash = h.hash,
-      hash = meshaudit_private.entry_hash(h.hash, h.lane, h.seq + 1, p_tail)
-  where h.ctid = (
-    select l.ctid from meshaudit_private.lane_heads l
-    where l.lane > 256 and (p_lane is null or l.lane = p_lane)
-    order by l.lane limit 1 for update skip locked)
-  returning h.lane, h.seq, h.prev_hash, h.hash
+    set seq = h.seq + 1, prev_hash = h.hash,
+        hash = meshaudit_private.entry_hash(h.hash, h.lane, h.seq + 1, p_tail)
+    where h.ctid = coalesce(
+      (select l.ctid from meshaudit_private.lane_heads l
+        where l.ctid = p_at and l.lane = p_lane and l.lane > 256 for update skip locked),
+      (select l.ctid from meshaudit_private.lane_heads l
+        where l.lane > 256 and (p_lane is null or l.lane = p_lane) order by l.lane limit 1 for update skip locked))
+    returning h.lane, h.seq, h.prev_hash, h.hash, h.ctid
+    into v_link.lane, v_link.seq, v_link.prev_hash, v_link.hash, v_at;
+  if v_link.lane is not null then
+    perform pg_catalog.set_config('meshaudit.lane_at', pg_catalog.concat(v_link.lane, ' ', v_at), true);
+  end if;
+  return v_link;
+end
 $$;
 
 -- Adds lanes until there are p_count; returns the number of the last one it made, null if none was missing.
@@ -556,41 +584,55 @@ begin
 end
 $$;
 
+-- One lane, of either kind. Null lane: busy, or moved since the snapshot.
+create function meshaudit_private.try_lane(p_lane int, p_at tid, p_tail bytea) returns meshaudit_private.link
+language plpgsql volatile set search_path = ''
+as $$
+begin
+  if p_lane <= 256 then
+    return meshaudit_private.advance_lane(p_lane, p_at, p_tail);
+  end if;
+  return meshaudit_private.advance_overflow_lane(p_lane, p_at, p_tail);
+exception when serialization_failure then
+  return null;
+end
+$$;
+
 -- Takes a lane and moves it on by an entry. Never waits.
 create function meshaudit_private.take_lane(p_tail bytea) returns meshaudit_private.link
 language plpgsql volatile set search_path = ''
 as $$
 declare
-  c_lanes constant pg_catalog.int4 := 256;  -- what add_lanes() makes at install
   c_tries constant pg_catalog.int4 := 12;
   v_link meshaudit_private.link;
   v_fresh constant pg_catalog.bool := pg_catalog.current_setting('transaction_isolation') = 'read committed';
-  v_lane pg_catalog.int4 := pg_catalog.pg_backend_pid() % c_lanes + 1;
+  v_at constant pg_catalog.text[] := pg_catalog.regexp_match(
+    pg_catalog.current_setting('meshaudit.lane_at', true), '^([1-9][0-9]{0,8}) ([(][0-9]{1,9},[0-9]{1,4}[)])$');
+  v_lane pg_catalog.int4 := coalesce(v_at[1]::pg_catalog.int4, pg_catalog.pg_backend_pid() % 256 + 1);
+  v_place pg_catalog.tid := v_at[2]::pg_catalog.tid;
   v_stale pg_catalog.int4 := 0;
 begin
+  -- the lane that this transaction has, or that of its pid, then others
   for i in 1 .. c_tries loop
-    if v_fresh then
-      v_link := meshaudit_private.advance_lane(v_lane, p_tail);
+    if v_fresh and v_lane <= 256 then
+      v_link := meshaudit_private.advance_lane(v_lane, v_place, p_tail);
     else
-      begin
-        v_link := meshaudit_private.advance_lane(v_lane, p_tail);
-      exception when serialization_failure then
-        v_link := null;
-      end;
+      v_link := meshaudit_private.try_lane(v_lane, v_place, p_tail);
     end if;
     if v_link.lane is not null then
       return v_link;
     end if;
-    -- a stride that is prime to c_lanes reaches every lane, far from those that neighbouring pids try first
-    v_lane := (v_lane + 36) % c_lanes + 1;
+    -- a stride that is prime to 256 reaches every lane, far from those that neighbouring pids try first
+    v_lane := (v_lane + 36) % 256 + 1;
+    v_place := null;
   end loop;
 
   if v_fresh then
-    v_link := meshaudit_private.advance_overflow_lane(null, p_tail);
+    v_link := meshaudit_private.advance_overflow_lane(null, null, p_tail);
   else
-    for v_lane in select h.lane from meshaudit_private.lane_heads h where h.lane > c_lanes order by h.lane loop
+    for v_lane in select h.lane from meshaudit_private.lane_heads h where h.lane > 256 order by h.lane loop
       begin
-        v_link := meshaudit_private.advance_overflow_lane(v_lane, p_tail);
+        v_link := meshaudit_private.advance_overflow_lane(v_lane, null, p_tail);
       exception when serialization_failure then
         v_stale := v_stale + 1;
       end;
@@ -599,7 +641,7 @@ begin
     end loop;
   end if;
   if v_link.lane is null then
-    v_link := meshaudit_private.advance_overflow_lane(meshaudit_private.add_lane(), p_tail);
+    v_link := meshaudit_private.advance_overflow_lane(meshaudit_private.add_lane(), null, p_tail);
   end if;
   return v_link;
 end
@@ -609,10 +651,12 @@ select meshaudit_private.add_lanes(256);
 
 comment on type meshaudit_private.link is 'An entry''s place in its chain.';
 comment on function meshaudit_private.is_over(xid) is 'Whether that transaction has committed or aborted.';
-comment on function meshaudit_private.advance_lane(int, bytea) is
+comment on function meshaudit_private.advance_lane(int, tid, bytea) is
   'Moves one lane on by an entry; null lane if another transaction holds it.';
-comment on function meshaudit_private.advance_overflow_lane(int, bytea) is
+comment on function meshaudit_private.advance_overflow_lane(int, tid, bytea) is
   'Moves an overflow lane on by an entry, any free one if p_lane is null; null lane if there is none.';
+comment on function meshaudit_private.try_lane(int, tid, bytea) is
+  'Moves one lane on by an entry; null lane if it is busy, or has moved since the snapshot.';
 comment on function meshaudit_private.add_lanes(int) is 'Adds lanes until there are so many.';
 comment on function meshaudit_private.add_lane() is 'Makes a new lane and returns its number.';
 comment on function meshaudit_private.take_lane(bytea) is 'Takes a free lane and moves it on by an entry. Never waits.';
@@ -761,21 +805,36 @@ as $$
     case p_interval when 'month' then 'YYYY_MM' when 'week' then 'IYYY_"w"IW' else 'YYYY_MM_DD' end)
 $$;
 
--- Makes the partition for a period that starts at p_start. False: exists, overlaps another, or its rows are in the
--- default partition already, or that one is locked just now.
+-- Where the partitions are that a range of time meets: the end of the last of them; null if there is none.
+create function meshaudit_private.taken_until(p_start timestamptz, p_end timestamptz) returns timestamptz
+language sql stable set search_path = '' set timezone = 'UTC' set datestyle = 'ISO'
+as $$
+  select pg_catalog.max(b.upper)
+  from pg_catalog.pg_inherits i
+  join pg_catalog.pg_class c on c.oid = i.inhrelid,
+    lateral (select pg_catalog.pg_get_expr(c.relpartbound, c.oid)) e (bound),
+    lateral (select
+      pg_catalog.substring(e.bound, 'FROM [(]''([^'']+)''')::pg_catalog.timestamptz,
+      pg_catalog.substring(e.bound, 'TO [(]''([^'']+)''')::pg_catalog.timestamptz) b (lower, upper)
+  where i.inhparent = 'meshaudit_private.ledger'::pg_catalog.regclass and b.lower < p_end and b.upper > p_start
+$$;
+
+-- Makes the partition for a period that starts at p_start, or for what other partitions (of another interval) leave of
+-- it. False: there is one, its rows are in the default partition already, or that one is locked just now.
 create function meshaudit_private.add_partition(p_start timestamptz, p_interval text) returns boolean
 language plpgsql volatile set search_path = '' set timezone = 'UTC'
 as $$
 declare
   v_end constant pg_catalog.timestamptz := meshaudit_private.period_next(p_start, p_interval);
+  v_start constant pg_catalog.timestamptz := coalesce(meshaudit_private.taken_until(p_start, v_end), p_start);
   v_name constant pg_catalog.text := meshaudit_private.partition_name(p_start, p_interval);
 begin
-  if pg_catalog.to_regclass('meshaudit_private.' || v_name) is not null then
+  if v_start >= v_end or pg_catalog.to_regclass('meshaudit_private.' || v_name) is not null then
     return false;
   end if;
   begin
     lock table meshaudit_private.ledger_default in access exclusive mode nowait;
-    if exists (select from meshaudit_private.ledger_default d where d."timestamp" >= p_start and d."timestamp" < v_end) then
+    if exists (select from meshaudit_private.ledger_default d where d."timestamp" >= v_start and d."timestamp" < v_end) then
       return false;
     end if;
     execute pg_catalog.format(
@@ -783,7 +842,7 @@ begin
     perform meshaudit_private.guard(('meshaudit_private.' || v_name)::pg_catalog.regclass);
     execute pg_catalog.format(
       'alter table meshaudit_private.ledger attach partition meshaudit_private.%I for values from (%L) to (%L)',
-      v_name, p_start, v_end);
+      v_name, v_start, v_end);
     execute pg_catalog.format('alter table meshaudit_private.%I enable always trigger chain_entry', v_name);
   exception
     when lock_not_available or invalid_object_definition or duplicate_table then
@@ -847,6 +906,8 @@ comment on table meshaudit_private.ledger_default is 'Entries of periods for whi
 comment on function meshaudit_private.period_start(timestamptz, text) is 'Start of the period (UTC) that holds a time.';
 comment on function meshaudit_private.period_next(timestamptz, text) is 'Start of the next period (UTC).';
 comment on function meshaudit_private.partition_name(timestamptz, text) is 'Name of the partition of a period.';
+comment on function meshaudit_private.taken_until(timestamptz, timestamptz) is
+  'End of the last partition that a range of time meets; null if it meets none.';
 comment on function meshaudit_private.add_partition(timestamptz, text) is 'Makes one partition, unless it cannot be made now.';
 comment on function meshaudit_private.add_partitions() is 'Makes the partitions from now on that are missing; returns how many.';
 comment on function meshaudit.maintain() is
@@ -861,7 +922,7 @@ comment on function meshaudit.maintain() is
 -- not grow with their number.
 
 create function meshaudit_private.record_accesses(
-  p_operation text, p_outcome text, p_secret_ids text[], p_secret_table text, p_scopes text[], p_role text
+  p_operation text, p_outcome text, p_secret_ids text[], p_secret_table text, p_scopes text[], p_role name
 ) returns void
 language plpgsql volatile set search_path = ''
 as $$
@@ -915,7 +976,7 @@ begin
 end
 $$;
 
-comment on function meshaudit_private.record_accesses(text, text, text[], text, text[], text) is
+comment on function meshaudit_private.record_accesses(text, text, text[], text, text[], name) is
   'Writes an entry for each secret, in one statement; raises if it cannot. p_secret_ids and p_scopes run in parallel; p_role is who called.';
 
 -- sql/40_vault_functions.sql
@@ -923,7 +984,8 @@ comment on function meshaudit_private.record_accesses(text, text, text[], text, 
 -- The vault: authorize (EXECUTE, given to meshaudit_client), record, reveal; in that order.
 --
 -- The functions here take the role that called as their last argument, because inside of them current_user is the owner.
--- Only the public functions (42_vault_api.sql) call them: without USAGE on this schema nobody else can name them.
+-- Only the public functions (42_vault_api.sql) call them: without USAGE on this schema nobody else can name them. (Members
+-- of pg_read_all_data have USAGE everywhere: one who is also a client can give a false db_role, though not db_user.)
 
 create function meshaudit_private.no_such_secret(p_what text) returns void
 language plpgsql volatile set search_path = ''
@@ -954,7 +1016,7 @@ return pg_catalog.sha256(
   pg_catalog.convert_to(p_scope, 'UTF8') || pg_catalog.decode('00', 'hex') || pg_catalog.convert_to(p_key, 'UTF8')
 );
 
-create function meshaudit_private.write_secret(p_key text, p_value bytea, p_scope text, p_role text) returns uuid
+create function meshaudit_private.write_secret(p_key text, p_value bytea, p_scope text, p_role name) returns uuid
 language plpgsql volatile security definer set search_path = ''
 as $$
 declare
@@ -977,10 +1039,10 @@ begin
   return v_id;
 end
 $$;
-revoke all on function meshaudit_private.write_secret(text, bytea, text, text) from public;
-grant execute on function meshaudit_private.write_secret(text, bytea, text, text) to meshaudit_client;
+revoke all on function meshaudit_private.write_secret(text, bytea, text, name) from public;
+grant execute on function meshaudit_private.write_secret(text, bytea, text, name) to meshaudit_client;
 
-create function meshaudit_private.read_secret(p_id uuid, p_role text) returns bytea
+create function meshaudit_private.read_secret(p_id uuid, p_role name) returns bytea
 language plpgsql volatile security definer set search_path = ''
 as $$
 declare
@@ -996,10 +1058,10 @@ begin
   return v_value;
 end
 $$;
-revoke all on function meshaudit_private.read_secret(uuid, text) from public;
-grant execute on function meshaudit_private.read_secret(uuid, text) to meshaudit_client;
+revoke all on function meshaudit_private.read_secret(uuid, name) from public;
+grant execute on function meshaudit_private.read_secret(uuid, name) to meshaudit_client;
 
-create function meshaudit_private.read_secret_by_key(p_key text, p_scope text, p_role text) returns bytea
+create function meshaudit_private.read_secret_by_key(p_key text, p_scope text, p_role name) returns bytea
 language plpgsql volatile security definer set search_path = ''
 as $$
 declare
@@ -1017,10 +1079,10 @@ begin
   return v_value;
 end
 $$;
-revoke all on function meshaudit_private.read_secret_by_key(text, text, text) from public;
-grant execute on function meshaudit_private.read_secret_by_key(text, text, text) to meshaudit_client;
+revoke all on function meshaudit_private.read_secret_by_key(text, text, name) from public;
+grant execute on function meshaudit_private.read_secret_by_key(text, text, name) to meshaudit_client;
 
-create function meshaudit_private.read_secrets(p_ids uuid[], p_role text) returns table (id uuid, value bytea)
+create function meshaudit_private.read_secrets(p_ids uuid[], p_role name) returns table (id uuid, value bytea)
 language plpgsql volatile security definer set search_path = ''
 as $$
 declare
@@ -1040,10 +1102,10 @@ begin
   return query select * from unnest(v_ids, v_values);
 end
 $$;
-revoke all on function meshaudit_private.read_secrets(uuid[], text) from public;
-grant execute on function meshaudit_private.read_secrets(uuid[], text) to meshaudit_client;
+revoke all on function meshaudit_private.read_secrets(uuid[], name) from public;
+grant execute on function meshaudit_private.read_secrets(uuid[], name) to meshaudit_client;
 
-create function meshaudit_private.delete_secret(p_id uuid, p_role text) returns boolean
+create function meshaudit_private.delete_secret(p_id uuid, p_role name) returns boolean
 language plpgsql volatile security definer set search_path = ''
 as $$
 declare
@@ -1058,17 +1120,17 @@ begin
   return true;
 end
 $$;
-revoke all on function meshaudit_private.delete_secret(uuid, text) from public;
-grant execute on function meshaudit_private.delete_secret(uuid, text) to meshaudit_client;
+revoke all on function meshaudit_private.delete_secret(uuid, name) from public;
+grant execute on function meshaudit_private.delete_secret(uuid, name) to meshaudit_client;
 
 comment on function meshaudit_private.no_such_secret(text) is 'Raises MA004.';
 comment on function meshaudit_private.check_name(text, text) is 'Raises MA005 unless key and scope are usable.';
 comment on function meshaudit_private.name_digest(text, text) is 'What a secret is found by: a digest of scope and key.';
-comment on function meshaudit_private.write_secret(text, bytea, text, text) is 'meshaudit.write_secret(), for a role.';
-comment on function meshaudit_private.read_secret(uuid, text) is 'meshaudit.read_secret(), for a role.';
-comment on function meshaudit_private.read_secret_by_key(text, text, text) is 'meshaudit.read_secret_by_key(), for a role.';
-comment on function meshaudit_private.read_secrets(uuid[], text) is 'meshaudit.read_secrets(), for a role.';
-comment on function meshaudit_private.delete_secret(uuid, text) is 'meshaudit.delete_secret(), for a role.';
+comment on function meshaudit_private.write_secret(text, bytea, text, name) is 'meshaudit.write_secret(), for a role.';
+comment on function meshaudit_private.read_secret(uuid, name) is 'meshaudit.read_secret(), for a role.';
+comment on function meshaudit_private.read_secret_by_key(text, text, name) is 'meshaudit.read_secret_by_key(), for a role.';
+comment on function meshaudit_private.read_secrets(uuid[], name) is 'meshaudit.read_secrets(), for a role.';
+comment on function meshaudit_private.delete_secret(uuid, name) is 'meshaudit.delete_secret(), for a role.';
 
 -- sql/41_set_setting.sql
 
@@ -1270,14 +1332,12 @@ create policy auditors_read on meshaudit_private.ledger for select to meshaudit_
          or scope = any ((select meshaudit_private.visible_scopes(current_user))::text[]));
 
 -- For what tells about the whole log: raises MA001 unless the caller may see all of it, or operates it.
-create function meshaudit_private.require_whole_log() returns void
+create function meshaudit_private.require_whole_log(p_role text) returns void
 language plpgsql stable set search_path = ''
 as $$
-declare
-  v_role constant pg_catalog.text := coalesce(nullif(pg_catalog.current_setting('role'), 'none'), session_user);
 begin
-  if not pg_catalog.pg_has_role(v_role, 'meshaudit_operator', 'USAGE')
-     and '*' <> all (meshaudit_private.visible_scopes(v_role)) then
+  if not pg_catalog.pg_has_role(p_role, 'meshaudit_operator', 'USAGE')
+     and '*' <> all (meshaudit_private.visible_scopes(p_role)) then
     raise exception 'this needs the whole log, and you may see only a part of it' using errcode = 'MA001',
       hint = 'Ask for meshaudit.grant_auditor(…, ''*''), or for membership in meshaudit_operator.';
   end if;
@@ -1290,7 +1350,7 @@ comment on function meshaudit.grant_auditor(text, text) is
 comment on function meshaudit.revoke_auditor(text, text) is
   'Takes back one grant of grant_auditor(); false if there is none. Recorded as a delete in meshaudit.auditors.';
 comment on function meshaudit_private.visible_scopes(text) is 'Scopes of the log that a role, or the request''s JWT subject, may read; ''*'' is all.';
-comment on function meshaudit_private.require_whole_log() is 'Raises MA001 unless the caller may see the whole log.';
+comment on function meshaudit_private.require_whole_log(text) is 'Raises MA001 unless a role, or the request''s JWT subject, may see the whole log.';
 
 -- sql/51_audit_logs.sql
 
@@ -1321,7 +1381,7 @@ comment on column meshaudit.audit_logs.scope is 'Tenant or project of the secret
 comment on column meshaudit.audit_logs.identity_source is 'Where user_identity comes from: jwt or database.';
 comment on column meshaudit.audit_logs.claimed_identity is 'What the caller said about itself (meshaudit.actor, claims of a login that is no gateway). Not verified.';
 comment on column meshaudit.audit_logs.db_user is 'session_user.';
-comment on column meshaudit.audit_logs.db_role is 'The role set with SET ROLE, else session_user.';
+comment on column meshaudit.audit_logs.db_role is 'The role that called: current_user, which is that set with SET ROLE, or the owner of the SECURITY DEFINER function that made the call.';
 comment on column meshaudit.audit_logs.application_name is 'As the client set it. Not verified.';
 comment on column meshaudit.audit_logs.user_agent is 'From the gateway''s request headers.';
 comment on column meshaudit.audit_logs.request_id is 'From the gateway''s request headers (x-request-id).';
@@ -1536,7 +1596,7 @@ as $$
         l.user_agent, l.request_id, l.access_id)))
 $$;
 
-create function meshaudit.verify(from_time timestamptz default null, to_time timestamptz default null)
+create function meshaudit_private.verify(from_time timestamptz, to_time timestamptz, p_role text)
 returns table (lane int, seq bigint, id bigint, problem text)
 language plpgsql stable security definer set search_path = ''
 as $$
@@ -1550,7 +1610,7 @@ declare
   s meshaudit_private.suspect;
   v_before meshaudit_private.suspect;
 begin
-  perform meshaudit_private.require_whole_log();
+  perform meshaudit_private.require_whole_log(p_role);
   v_suspects := array(select u from meshaudit_private.suspects(from_time, to_time) u);
 
   -- places where a displaced entry may have come from; a bound, so that a ruined ledger is still told soon
@@ -1634,6 +1694,16 @@ begin
   end if;
 end
 $$;
+revoke all on function meshaudit_private.verify(timestamptz, timestamptz, text) from public;
+grant execute on function meshaudit_private.verify(timestamptz, timestamptz, text) to meshaudit_auditor, meshaudit_operator;
+
+-- as the caller, so that who asks is known (42_vault_api.sql)
+create function meshaudit.verify(from_time timestamptz default null, to_time timestamptz default null)
+returns table (lane int, seq bigint, id bigint, problem text)
+language sql stable security invoker
+begin atomic
+  select v.lane, v.seq, v.id, v.problem from meshaudit_private.verify(from_time, to_time, current_user) v;
+end;
 revoke all on function meshaudit.verify(timestamptz, timestamptz) from public;
 grant execute on function meshaudit.verify(timestamptz, timestamptz) to meshaudit_auditor, meshaudit_operator;
 
@@ -1656,6 +1726,7 @@ comment on function meshaudit_private.made_anew(meshaudit_private.suspect, text[
 comment on function meshaudit_private.is_displaced(meshaudit_private.suspect, meshaudit_private.suspect[]) is
   'Whether an unsound entry belongs at another of the given places.';
 comment on function meshaudit_private.gap(bigint, bigint) is 'Says which entries are gone; null if none.';
+comment on function meshaudit_private.verify(timestamptz, timestamptz, text) is 'meshaudit.verify(), for a role.';
 comment on function meshaudit.verify(timestamptz, timestamptz) is
   'Recomputes every hash and link of the log, or of from_time <= timestamp < to_time. No row: intact. Otherwise lane, seq, id and the problem: edited, deleted, inserted, reordered or forked. It cannot see what a checkpoint kept outside would show: a log rewritten as a whole. Raises MA001 for who sees only part of the log.';
 
@@ -1664,11 +1735,11 @@ comment on function meshaudit.verify(timestamptz, timestamptz) is
 -- A checkpoint: the lanes' heads, to be kept outside the database. Whoever holds one can tell later that nothing
 -- recorded before it has gone or changed (meshaudit verify --checkpoint).
 
-create function meshaudit.checkpoint() returns jsonb
+create function meshaudit_private.checkpoint(p_role text) returns jsonb
 language plpgsql stable security definer set search_path = ''
 as $$
 begin
-  perform meshaudit_private.require_whole_log();
+  perform meshaudit_private.require_whole_log(p_role);
   return (
   select pg_catalog.jsonb_build_object(
     'format', 'meshaudit checkpoint v1',
@@ -1682,9 +1753,16 @@ begin
   );
 end
 $$;
+revoke all on function meshaudit_private.checkpoint(text) from public;
+grant execute on function meshaudit_private.checkpoint(text) to meshaudit_auditor, meshaudit_operator;
+
+create function meshaudit.checkpoint() returns jsonb
+language sql stable security invoker
+return meshaudit_private.checkpoint(current_user);
 revoke all on function meshaudit.checkpoint() from public;
 grant execute on function meshaudit.checkpoint() to meshaudit_auditor, meshaudit_operator;
 
+comment on function meshaudit_private.checkpoint(text) is 'meshaudit.checkpoint(), for a role.';
 comment on function meshaudit.checkpoint() is
   'The ledger''s id and each lane''s last seq and hash (hex), as JSON, in one snapshot. Keep it outside the database. Raises MA001 to an auditor of a part of the log.';
 
@@ -1692,7 +1770,7 @@ comment on function meshaudit.checkpoint() is
 
 -- Health: one row a check.
 
-create function meshaudit.status() returns table ("check" text, ok boolean, detail text)
+create function meshaudit_private.status(p_role text) returns table ("check" text, ok boolean, detail text)
 language plpgsql stable security definer set search_path = ''
 as $$
 declare
@@ -1701,7 +1779,7 @@ declare
   v_list pg_catalog.text;
   v_now constant pg_catalog.timestamptz := pg_catalog.clock_timestamp();
 begin
-  perform meshaudit_private.require_whole_log();
+  perform meshaudit_private.require_whole_log(p_role);
   select * into v_settings from meshaudit_private.settings;
 
   "check" := 'partitions ahead';
@@ -1767,9 +1845,18 @@ begin
   return next;
 end
 $$;
+revoke all on function meshaudit_private.status(text) from public;
+grant execute on function meshaudit_private.status(text) to meshaudit_auditor, meshaudit_operator;
+
+create function meshaudit.status() returns table ("check" text, ok boolean, detail text)
+language sql stable security invoker
+begin atomic
+  select s."check", s.ok, s.detail from meshaudit_private.status(current_user) s;
+end;
 revoke all on function meshaudit.status() from public;
 grant execute on function meshaudit.status() to meshaudit_auditor, meshaudit_operator;
 
+comment on function meshaudit_private.status(text) is 'meshaudit.status(), for a role.';
 comment on function meshaudit.status() is 'Health of the audit log: one row a check, ok or not, and what to do. Raises MA001 to an auditor of a part of the log.';
 
 -- sql/63_version.sql
