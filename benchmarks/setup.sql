@@ -57,7 +57,7 @@ begin
   end if;
   -- lanes and numbers spread as the ledger's are, so that the indexes are met alike
   insert into bench.plain (id, secret_id, operation, outcome, secret_table, scope, lane, seq, prev_hash, hash)
-    select n, p_id::text, 'read', 'granted', 'meshaudit.secrets', v_scope, pg_backend_pid() % 256 + 1, n,
+    select n, p_id::text, 'read', 'granted', 'meshaudit.secrets', v_scope, pg_backend_pid() % 512 + 1, n,
       '\x0000000000000000000000000000000000000000000000000000000000000000',
       '\x0000000000000000000000000000000000000000000000000000000000000000'
     from nextval('meshaudit_private.ledger_id') n;

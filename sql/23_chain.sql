@@ -36,7 +36,7 @@ begin
   end if;
 
   -- the ordinary case, written out for speed: the first entry of a transaction whose own lane is free
-  v_lane := pg_catalog.pg_backend_pid() % 256 + 1;
+  v_lane := pg_catalog.pg_backend_pid() % 512 + 1;
   if pg_catalog.pg_current_xact_id_if_assigned() is null
      and pg_catalog.current_setting('transaction_isolation') = 'read committed'
      and pg_catalog.pg_client_encoding() = 'UTF8'

@@ -124,7 +124,7 @@ declare
   c_limited constant pg_catalog.bool := from_time is not null or to_time is not null;
   v_suspects meshaudit_private.suspect[];
   v_places meshaudit_private.suspect[];
-  v_false pg_catalog.text[] := '{}';  -- entries at a shared seq that are not the true one
+  v_false pg_catalog.text[] := '{}'::pg_catalog.text[];  -- entries at a shared seq that are not the true one
   v_true pg_catalog.text;
   v_last pg_catalog.int8;
   s meshaudit_private.suspect;
@@ -138,7 +138,7 @@ begin
 
   -- downwards: whether an entry is the true one of its seq follows from which of the next ones is
   for s in
-    select l.lane, l.seq, l.id, l.prev_hash, l.hash, l.sound, l.at, null, null, p.head_seq, p.head_hash
+    select l.lane, l.seq, l.id, l.prev_hash, l.hash, l.sound, l.at, null::pg_catalog.int8, null::pg_catalog.int8, p.head_seq, p.head_hash
     from (
         select distinct u.lane, u.seq, u.head_seq, u.head_hash from unnest(v_suspects) u
         where u.seq between 1 and u.head_seq and (c_limited or u.before_seq = u.seq or u.next_seq = u.seq)

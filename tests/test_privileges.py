@@ -43,6 +43,9 @@ PRIVATE_FUNCTIONS = {
     "read_secret_by_key": {CLIENT},
     "read_secrets": {CLIENT},
     "delete_secret": {CLIENT},
+    "verify": {AUDITOR, OPERATOR},
+    "checkpoint": {AUDITOR, OPERATOR},
+    "status": {AUDITOR, OPERATOR},
 }
 PRIVATE_RELATIONS = {"ledger": {AUDITOR}}
 

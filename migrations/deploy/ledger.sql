@@ -467,7 +467,7 @@ comment on function meshaudit_private.session_caller() is
 --
 -- Two things about advisory locks decide the rest. A cursor that fails in a savepoint gives up its own while the row
 -- stays changed: so a row that an open transaction has changed is passed over (xmax), else the next would wait for it.
--- And anybody can take them: whoever takes all sends the others to the overflow lanes, beyond 256, which are locked by
+-- And anybody can take them: whoever takes all sends the others to the overflow lanes, beyond 512, which are locked by
 -- their rows alone (SKIP LOCKED, slower), and to those rows nobody has a privilege. The two kinds never mix.
 --
 -- meshaudit.lane_at remembers this transaction's lane and where it left the lane's row. It is a hint: a forged one names
@@ -494,7 +494,7 @@ begin
 end
 $$;
 
--- Moves a lane of 1 to 256 on by an entry; p_at is where its row may be. Null lane: another transaction has it. Raises
+-- Moves a lane of 1 to 512 on by an entry; p_at is where its row may be. Null lane: another transaction has it. Raises
 -- 40001 in REPEATABLE READ and SERIALIZABLE when the lane has moved since the snapshot.
 create function meshaudit_private.advance_lane(p_lane int, p_at tid, p_tail bytea) returns meshaudit_private.link
 language plpgsql volatile set search_path = ''
@@ -542,9 +542,9 @@ begin
         hash = meshaudit_private.entry_hash(h.hash, h.lane, h.seq + 1, p_tail)
     where h.ctid = coalesce(
       (select l.ctid from meshaudit_private.lane_heads l
-        where l.ctid = p_at and l.lane = p_lane and l.lane > 256 for update skip locked),
+        where l.ctid = p_at and l.lane = p_lane and l.lane > 512 for update skip locked),
       (select l.ctid from meshaudit_private.lane_heads l
-        where l.lane > 256 and (p_lane is null or l.lane = p_lane) order by l.lane limit 1 for update skip locked))
+        where l.lane > 512 and (p_lane is null or l.lane = p_lane) order by l.lane limit 1 for update skip locked))
     returning h.lane, h.seq, h.prev_hash, h.hash, h.ctid
     into v_link.lane, v_link.seq, v_link.prev_hash, v_link.hash, v_at;
   if v_link.lane is not null then
@@ -589,7 +589,7 @@ create function meshaudit_private.try_lane(p_lane int, p_at tid, p_tail bytea) r
 language plpgsql volatile set search_path = ''
 as $$
 begin
-  if p_lane <= 256 then
+  if p_lane <= 512 then
     return meshaudit_private.advance_lane(p_lane, p_at, p_tail);
   end if;
   return meshaudit_private.advance_overflow_lane(p_lane, p_at, p_tail);
@@ -603,18 +603,18 @@ create function meshaudit_private.take_lane(p_tail bytea) returns meshaudit_priv
 language plpgsql volatile set search_path = ''
 as $$
 declare
-  c_tries constant pg_catalog.int4 := 12;
+  c_tries constant pg_catalog.int4 := 40;
   v_link meshaudit_private.link;
   v_fresh constant pg_catalog.bool := pg_catalog.current_setting('transaction_isolation') = 'read committed';
   v_at constant pg_catalog.text[] := pg_catalog.regexp_match(
     pg_catalog.current_setting('meshaudit.lane_at', true), '^([1-9][0-9]{0,8}) ([(][0-9]{1,9},[0-9]{1,4}[)])$');
-  v_lane pg_catalog.int4 := coalesce(v_at[1]::pg_catalog.int4, pg_catalog.pg_backend_pid() % 256 + 1);
+  v_lane pg_catalog.int4 := coalesce(v_at[1]::pg_catalog.int4, pg_catalog.pg_backend_pid() % 512 + 1);
   v_place pg_catalog.tid := v_at[2]::pg_catalog.tid;
   v_stale pg_catalog.int4 := 0;
 begin
   -- the lane that this transaction has, or that of its pid, then others
   for i in 1 .. c_tries loop
-    if v_fresh and v_lane <= 256 then
+    if v_fresh and v_lane <= 512 then
       v_link := meshaudit_private.advance_lane(v_lane, v_place, p_tail);
     else
       v_link := meshaudit_private.try_lane(v_lane, v_place, p_tail);
@@ -622,15 +622,15 @@ begin
     if v_link.lane is not null then
       return v_link;
     end if;
-    -- a stride that is prime to 256 reaches every lane, far from those that neighbouring pids try first
-    v_lane := (v_lane + 36) % 256 + 1;
+    -- a stride that is prime to 512 reaches every lane, far from those that neighbouring pids try first
+    v_lane := (v_lane + 36) % 512 + 1;
     v_place := null;
   end loop;
 
   if v_fresh then
     v_link := meshaudit_private.advance_overflow_lane(null, null, p_tail);
   else
-    for v_lane in select h.lane from meshaudit_private.lane_heads h where h.lane > 256 order by h.lane loop
+    for v_lane in select h.lane from meshaudit_private.lane_heads h where h.lane > 512 order by h.lane loop
       begin
         v_link := meshaudit_private.advance_overflow_lane(v_lane, null, p_tail);
       exception when serialization_failure then
@@ -647,7 +647,7 @@ begin
 end
 $$;
 
-select meshaudit_private.add_lanes(256);
+select meshaudit_private.add_lanes(512);
 
 comment on type meshaudit_private.link is 'An entry''s place in its chain.';
 comment on function meshaudit_private.is_over(xid) is 'Whether that transaction has committed or aborted.';
@@ -701,7 +701,7 @@ begin
   end if;
 
   -- the ordinary case, written out for speed: the first entry of a transaction whose own lane is free
-  v_lane := pg_catalog.pg_backend_pid() % 256 + 1;
+  v_lane := pg_catalog.pg_backend_pid() % 512 + 1;
   if pg_catalog.pg_current_xact_id_if_assigned() is null
      and pg_catalog.current_setting('transaction_isolation') = 'read committed'
      and pg_catalog.pg_client_encoding() = 'UTF8'
@@ -1604,7 +1604,7 @@ declare
   c_limited constant pg_catalog.bool := from_time is not null or to_time is not null;
   v_suspects meshaudit_private.suspect[];
   v_places meshaudit_private.suspect[];
-  v_false pg_catalog.text[] := '{}';  -- entries at a shared seq that are not the true one
+  v_false pg_catalog.text[] := '{}'::pg_catalog.text[];  -- entries at a shared seq that are not the true one
   v_true pg_catalog.text;
   v_last pg_catalog.int8;
   s meshaudit_private.suspect;
@@ -1618,7 +1618,7 @@ begin
 
   -- downwards: whether an entry is the true one of its seq follows from which of the next ones is
   for s in
-    select l.lane, l.seq, l.id, l.prev_hash, l.hash, l.sound, l.at, null, null, p.head_seq, p.head_hash
+    select l.lane, l.seq, l.id, l.prev_hash, l.hash, l.sound, l.at, null::pg_catalog.int8, null::pg_catalog.int8, p.head_seq, p.head_hash
     from (
         select distinct u.lane, u.seq, u.head_seq, u.head_hash from unnest(v_suspects) u
         where u.seq between 1 and u.head_seq and (c_limited or u.before_seq = u.seq or u.next_seq = u.seq)
