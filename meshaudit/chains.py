@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import psycopg
+from psycopg import generators
 from psycopg.errors import error_from_result
 from psycopg.pq import ExecStatus
 
@@ -104,14 +105,13 @@ class Chains:
                         return
                     place(bytes(view))
                     continue
-                message = bytes(view)
-                fields32, digest, length32, prev_hash, lane_head, lane, seq_head, seq = unpack(message)
+                fields32, digest, length32, prev_hash, lane_head, lane, seq_head, seq = unpack(view)
                 run = runs.get(lane)
                 if (
                     run is not None
                     and run.hash == prev_hash
                     and run.after == seq
-                    and sha256(prev_hash + message[_CANONICAL:]).digest() == digest
+                    and sha256(prev_hash + view[_CANONICAL:]).digest() == digest
                     and fields32 == _THREE_FIELDS_32
                     and length32 == _LENGTH_32
                     and lane_head == _COUNT_VERSION_LANE
@@ -120,7 +120,7 @@ class Chains:
                     run.hash = digest
                     run.after = seq + 1
                 else:
-                    place(message)
+                    place(bytes(view))
             self.entries += _CHUNK
             progress(self.entries)
 
@@ -214,7 +214,11 @@ Get = Callable[[int], tuple[int, memoryview]]
 def with_copy(conn: psycopg.Connection[Any], query: str, consume: Callable[[Get], None]) -> None:
     """Hand a query's raw COPY messages to `consume`; psycopg's own copy() costs more than hashing."""
     pgconn, encoding = conn.pgconn, "utf-8"
-    result = pgconn.exec_(f"copy ({query}) to stdout (format binary)".encode())
+    # exec_() would wait in C, where a lock cannot be interrupted by Ctrl-C
+    pgconn.send_query(f"copy ({query}) to stdout (format binary)".encode())
+    result = conn.wait(generators.fetch(pgconn))
+    if result is None:
+        raise psycopg.OperationalError("the server sent no result")
     if result.status != ExecStatus.COPY_OUT:
         raise error_from_result(result, encoding)
     try:

@@ -20,34 +20,50 @@ return coalesce(
     l.secret_table, l.scope, l.identity_source, l.claimed_identity, l.db_user, l.db_role, l.application_name,
     l.user_agent, l.request_id, l.access_id)), false);
 
--- Entries that do not simply continue the one before and lead to the next: only these can be at fault.
-create function meshaudit_private.suspects(p_from timestamptz, p_to timestamptz)
-returns setof meshaudit_private.suspect
-language plpgsql stable set search_path = '' set work_mem = '64MB'
+-- Which entries are unsound. All the hashing is here, apart from the links, because only a query without an order
+-- is given to parallel workers, and in plpgsql only RETURN QUERY is.
+create function meshaudit_private.unsound(p_from timestamptz, p_to timestamptz) returns setof text
+language plpgsql stable set search_path = ''
 as $$
 begin
   return query
-    with checked as (
-      select l.lane, l.seq, l.id, l.prev_hash, l.hash, l.tableoid, l.ctid,
-        pg_catalog.octet_length(l.prev_hash) = 32
+    select pg_catalog.concat(l.tableoid, l.ctid)
+    from meshaudit_private.ledger l
+    where (p_from is null or l."timestamp" >= p_from) and (p_to is null or l."timestamp" < p_to)
+      -- is_sound(l), written out: inlined, it would make a row of each row's columns first
+      and (pg_catalog.octet_length(l.prev_hash) = 32
         and l.hash = meshaudit_private.entry_hash(l.prev_hash, l.lane, l.seq, meshaudit_private.entry_tail(
           l.id, l.secret_id, l.access_type, l."timestamp", l.user_identity, l.ip_address, l.operation, l.outcome,
           l.secret_table, l.scope, l.identity_source, l.claimed_identity, l.db_user, l.db_role, l.application_name,
-          l.user_agent, l.request_id, l.access_id)) as sound
+          l.user_agent, l.request_id, l.access_id))) is not true;
+end
+$$;
+
+-- Entries that do not simply continue the one before and lead to the next: only these can be at fault.
+create function meshaudit_private.suspects(p_from timestamptz, p_to timestamptz)
+returns setof meshaudit_private.suspect
+language plpgsql stable set search_path = ''
+as $$
+declare
+  v_unsound constant pg_catalog.text[] := array(select u from meshaudit_private.unsound(p_from, p_to) u);
+begin
+  return query
+    with linked as (
+      select l.lane, l.seq, l.id, l.prev_hash, l.hash,
+        v_unsound = '{}' or pg_catalog.concat(l.tableoid, l.ctid) <> all (v_unsound) as sound,
+        l.tableoid, l.ctid,
+        pg_catalog.lag(l.seq) over w as before_seq, pg_catalog.lag(l.hash) over w as before_hash,
+        pg_catalog.lead(l.seq) over w as next_seq, pg_catalog.lead(l.prev_hash) over w as next_prev
       from meshaudit_private.ledger l
       where (p_from is null or l."timestamp" >= p_from) and (p_to is null or l."timestamp" < p_to)
-    ), linked as (
-      select c.*,
-        pg_catalog.lag(c.seq) over w as before_seq, pg_catalog.lag(c.hash) over w as before_hash,
-        pg_catalog.lead(c.seq) over w as next_seq, pg_catalog.lead(c.prev_hash) over w as next_prev
-      from checked c
-      window w as (partition by c.lane order by c.seq, c.id)
+      -- as the primary key has them; an order by id as well would have to be sorted
+      window w as (partition by l.lane order by l.seq)
     )
-    select l.lane, l.seq, l.id, l.prev_hash, l.hash, coalesce(l.sound, false), pg_catalog.concat(l.tableoid, l.ctid),
+    select l.lane, l.seq, l.id, l.prev_hash, l.hash, l.sound, pg_catalog.concat(l.tableoid, l.ctid),
       l.before_seq, l.next_seq, h.seq, h.hash
     from linked l
     left join meshaudit_private.lane_heads h on h.lane = l.lane
-    where l.sound is not true or h.seq is null or l.seq >= h.seq or l.seq < 1
+    where not l.sound or h.seq is null or l.seq >= h.seq or l.seq < 1
       or least(l.before_seq, 9223372036854775806) + 1 is distinct from l.seq
       or least(l.seq, 9223372036854775806) + 1 is distinct from l.next_seq
       or l.prev_hash is distinct from l.before_hash or l.next_prev is distinct from l.hash
@@ -237,6 +253,7 @@ end;
 
 comment on type meshaudit_private.suspect is 'An entry and its neighbours, for verify(). "at" says which row it is.';
 comment on function meshaudit_private.is_sound(meshaudit_private.ledger) is 'Whether an entry''s hash is that of its bytes.';
+comment on function meshaudit_private.unsound(timestamptz, timestamptz) is 'Which rows'' hashes are not those of their bytes.';
 comment on function meshaudit_private.suspects(timestamptz, timestamptz) is
   'Entries that do not simply continue the one before, with what is needed to tell why.';
 comment on function meshaudit_private.is_named(meshaudit_private.suspect, text[]) is

@@ -202,8 +202,12 @@ def test_a_client_who_may_read_all_tables_cannot_hide(any_db: Db) -> None:
         except psycopg.Error:
             pass  # best
         else:
-            query = "select db_user, user_identity, length(db_role) from meshaudit.audit_logs order by id desc limit 1"
-            user, identity, length = next(any_db.su.execute(query))
+            user, identity, length = next(
+                any_db.su.execute(
+                    "select db_user, user_identity, length(db_role)"
+                    " from meshaudit.audit_logs order by id desc limit 1"
+                )
+            )
             assert (user, identity) == (role, role), forged[:20]
             assert length <= 63
 
