@@ -1,0 +1,130 @@
+-- Arming and disarming the journal; each is an entry itself. The functions that touch the slot run as their caller, who
+-- needs REPLICATION, and are parsed when made (no USAGE on our schema).
+
+-- What must be known before a slot is made, because no slot can be made after a write.
+create function meshaudit_private.slot_to_make() returns name
+language plpgsql stable security definer set search_path = ''
+as $$
+begin
+  if pg_catalog.current_setting('wal_level') <> 'logical' then
+    raise exception 'the journal needs wal_level = logical, this server has %', pg_catalog.current_setting('wal_level')
+      using errcode = 'MA002', hint = 'Set wal_level = logical and restart the server.';
+  elsif not exists (select from pg_catalog.pg_publication p where p.pubname = 'meshaudit_journal') then
+    raise exception 'the publication meshaudit_journal is gone' using errcode = 'MA002',
+      hint = 'Run: create publication meshaudit_journal (it needs no tables).';
+  end if;
+  return (select j.slot_name from meshaudit_private.journal j);
+end
+$$;
+revoke all on function meshaudit_private.slot_to_make() from public;
+
+-- Notes that the slot was made at p_lsn: a new key, and an entry for what may have been lost before.
+create function meshaudit_private.note_armed(p_lsn pg_lsn, p_fresh boolean) returns text
+language plpgsql volatile security definer set search_path = ''
+as $$
+declare
+  j meshaudit_private.journal;
+  k meshaudit_private.journal_keys;
+  v_inner pg_catalog.bytea := '';
+  v_outer pg_catalog.bytea := '';
+  v_key constant pg_catalog.bytea := pg_catalog.decode(pg_catalog.replace(
+    pg_catalog.concat(pg_catalog.gen_random_uuid(), pg_catalog.gen_random_uuid(), pg_catalog.gen_random_uuid(),
+      pg_catalog.gen_random_uuid()), '-', ''), 'hex');
+begin
+  select * into j from meshaudit_private.journal for update;
+  if not p_fresh and j.armed then
+    return 'armed already';
+  end if;
+  -- 64 bytes, as long as a block of SHA-256, of which 488 bits are random
+  for i in 0 .. 63 loop
+    v_inner := v_inner || pg_catalog.set_byte(pg_catalog.decode('00', 'hex'), 0, pg_catalog.get_byte(v_key, i) # 54);
+    v_outer := v_outer || pg_catalog.set_byte(pg_catalog.decode('00', 'hex'), 0, pg_catalog.get_byte(v_key, i) # 92);
+  end loop;
+  insert into meshaudit_private.journal_keys (inner_key, outer_key) values (v_inner, v_outer) returning * into k;
+  update meshaudit_private.journal set
+    armed = true, armed_at = pg_catalog.clock_timestamp(), key_id = k.key_id, inner_key = k.inner_key,
+    outer_key = k.outer_key, sealed_lsn = p_lsn, sealed_at = pg_catalog.clock_timestamp(),
+    healthy_until = pg_catalog.clock_timestamp() + '5 seconds'::pg_catalog.interval
+    where singleton;
+  insert into meshaudit_private.ledger (secret_id, access_type, operation, outcome, secret_table, scope)
+    values (case when j.armed then pg_catalog.format('gap %s..%s', j.sealed_lsn, p_lsn) else pg_catalog.format('armed at %s', p_lsn) end,
+      'write', (case when j.armed then 'update' else 'create' end), 'granted', 'meshaudit.journal', '*');
+  return case when j.armed then pg_catalog.format('armed anew; records between %s and %s may be missing', j.sealed_lsn, p_lsn)
+    else 'armed' end;
+end
+$$;
+revoke all on function meshaudit_private.note_armed(pg_lsn, boolean) from public;
+
+create function meshaudit_private.arm() returns text
+language sql volatile security invoker
+begin atomic
+  -- a slot that has lost records is of no more use
+  select pg_catalog.pg_drop_replication_slot(s.slot_name) from pg_catalog.pg_replication_slots s
+    where s.slot_name = meshaudit_private.slot_to_make() and not meshaudit_private.slot_works(s.slot_name::text);
+  with missing as materialized (
+    select n from meshaudit_private.slot_to_make() n
+    where not exists (select from pg_catalog.pg_replication_slots s where s.slot_name = n)
+  ), made as materialized (
+    select c.lsn from missing m, lateral pg_catalog.pg_create_logical_replication_slot(m.n, 'pgoutput') c
+  )
+  select meshaudit_private.note_armed(
+    coalesce((select m.lsn from made m), pg_catalog.pg_current_wal_insert_lsn()), exists (select from made));
+end;
+revoke all on function meshaudit_private.arm() from public;
+
+create function meshaudit_private.note_disarmed() returns name
+language plpgsql volatile security definer set search_path = ''
+as $$
+declare
+  j meshaudit_private.journal;
+begin
+  select * into j from meshaudit_private.journal for update;
+  if exists (select from meshaudit_private.journal_pending) then
+    raise exception 'records of open transactions are not sealed yet' using errcode = 'MA002',
+      hint = 'Wait until they end, run select meshaudit.seal(), and disarm again.';
+  end if;
+  if j.armed then
+    update meshaudit_private.journal set armed = false, key_id = null, inner_key = null, outer_key = null where singleton;
+    insert into meshaudit_private.ledger (secret_id, access_type, operation, outcome, secret_table, scope)
+      values (pg_catalog.format('disarmed at %s', pg_catalog.pg_current_wal_insert_lsn()), 'write', 'delete', 'granted',
+        'meshaudit.journal', '*');
+  end if;
+  return j.slot_name;
+end
+$$;
+revoke all on function meshaudit_private.note_disarmed() from public;
+
+create function meshaudit_private.disarm() returns boolean
+language sql volatile security invoker
+begin atomic
+  with noted as materialized (select meshaudit_private.note_disarmed() as slot_name)
+  select pg_catalog.count(pg_catalog.pg_drop_replication_slot(s.slot_name)) > 0
+  from noted n join pg_catalog.pg_replication_slots s on s.slot_name = n.slot_name;
+end;
+revoke all on function meshaudit_private.disarm() from public;
+
+create function meshaudit.arm_journal() returns text
+language sql volatile security invoker
+return meshaudit_private.arm();
+revoke all on function meshaudit.arm_journal() from public;
+grant execute on function meshaudit.arm_journal() to meshaudit_operator;
+
+create function meshaudit.disarm_journal() returns boolean
+language sql volatile security invoker
+return meshaudit_private.disarm();
+revoke all on function meshaudit.disarm_journal() from public;
+grant execute on function meshaudit.disarm_journal() to meshaudit_operator;
+
+grant execute on function meshaudit_private.slot_to_make(), meshaudit_private.slot_works(text), meshaudit_private.arm(),
+  meshaudit_private.note_armed(pg_lsn, boolean), meshaudit_private.disarm(), meshaudit_private.note_disarmed()
+  to meshaudit_operator;
+
+comment on function meshaudit_private.slot_to_make() is 'The slot''s name. Raises MA002 if no slot can be made.';
+comment on function meshaudit_private.note_armed(pg_lsn, boolean) is 'Notes that the slot was made: key, state, entry.';
+comment on function meshaudit_private.note_disarmed() is 'Notes that the journal is disarmed; returns the slot''s name.';
+comment on function meshaudit_private.arm() is 'meshaudit.arm_journal().';
+comment on function meshaudit_private.disarm() is 'meshaudit.disarm_journal().';
+comment on function meshaudit.arm_journal() is
+  'Arms the journal: makes its logical slot and a new signing key. Recorded; if an armed journal had lost its slot, as a gap with the LSN range that may be missing. From then on somebody must seal (meshaudit seal --follow), since the slot keeps WAL. Needs meshaudit_operator and REPLICATION. Raises MA002 if the server cannot.';
+comment on function meshaudit.disarm_journal() is
+  'Disarms the journal and drops its slot; seal first, what is not sealed is lost. Recorded. False if there was no slot. Needs meshaudit_operator and REPLICATION.';
