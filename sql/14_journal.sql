@@ -1,7 +1,9 @@
 -- The journal: records of accesses in the write-ahead log, which no ROLLBACK takes back.
 --
 -- Invariants
---   * one row says whether it is armed, and holds the key that records are signed with; only this schema reads it;
+--   * one row says whether it is armed, and holds the key that records are signed with; only this schema reads it.
+--     Every access reads it, so it changes seldom: under an old open transaction each change stays behind as a dead row.
+--     How far the sealer is stands in a row of its own;
 --   * armed means: a logical slot was made, and everything after sealed_lsn will still be seen by seal();
 --   * sealed_lsn moves in the transaction that writes the entries of what it passes: nothing is sealed twice or skipped.
 
@@ -14,14 +16,9 @@ create table meshaudit_private.journal (
   key_id int,
   inner_key bytea,
   outer_key bytea,
-  slot_name text not null default 'meshaudit',
+  slot_name text,
   armed_at timestamptz,
-  sealed_lsn pg_lsn,
-  sealed_at timestamptz,
-  healthy_until timestamptz not null default '-infinity',
-  forged bigint not null default 0,
-  replayed bigint not null default 0,
-  garbage bigint not null default 0
+  healthy_until timestamptz not null default '-infinity'
 );
 
 comment on table meshaudit_private.journal is 'State of the journal: one row.';
@@ -29,9 +26,21 @@ comment on column meshaudit_private.journal.required is 'Setting require_journal
 comment on column meshaudit_private.journal.flush is 'Setting journal_flush: from PostgreSQL 17 on, a record is on disk before the value is returned.';
 comment on column meshaudit_private.journal.inner_key is 'HMAC-SHA256 key, padded and xored with 36; null when disarmed.';
 comment on column meshaudit_private.journal.outer_key is 'The same key xored with 5c.';
-comment on column meshaudit_private.journal.sealed_lsn is 'Everything before it has been sealed.';
 comment on column meshaudit_private.journal.healthy_until is 'Until then the sealer has seen the slot at work; later, each access looks itself.';
-comment on column meshaudit_private.journal.forged is 'Records whose signature is wrong, seen so far.';
+
+-- Locked by whoever seals, arms or disarms, before anything else.
+create table meshaudit_private.journal_progress (
+  singleton boolean primary key default true check (singleton),
+  sealed_lsn pg_lsn,
+  sealed_at timestamptz,
+  forged bigint not null default 0,
+  replayed bigint not null default 0,
+  garbage bigint not null default 0
+);
+insert into meshaudit_private.journal_progress default values;
+comment on table meshaudit_private.journal_progress is 'How far the sealer is: one row, and its lock.';
+comment on column meshaudit_private.journal_progress.sealed_lsn is 'Every record that ends there or before has been sealed.';
+comment on column meshaudit_private.journal_progress.forged is 'Records whose signature is wrong, seen so far.';
 
 -- keys of records that may still be unsealed
 create table meshaudit_private.journal_keys (
@@ -68,11 +77,10 @@ create table meshaudit_private.journal_denials (
 comment on table meshaudit_private.journal_denials is 'Denials by identity and minute; those over the bound are one entry.';
 
 alter table meshaudit_private.journal enable row level security;
+alter table meshaudit_private.journal_progress enable row level security;
 alter table meshaudit_private.journal_keys enable row level security;
 alter table meshaudit_private.journal_pending enable row level security;
 alter table meshaudit_private.journal_seen enable row level security;
 alter table meshaudit_private.journal_denials enable row level security;
 
--- slots are named for the whole server
-insert into meshaudit_private.journal (slot_name)
-  select 'meshaudit_' || d.oid from pg_catalog.pg_database d where d.datname = current_database();
+insert into meshaudit_private.journal default values;

@@ -18,8 +18,6 @@ declare
   v_prev_hashes pg_catalog.bytea[];
   v_hashes pg_catalog.bytea[];
   v_hash pg_catalog.bytea;
-  v_ats pg_catalog.text[];
-  v_last pg_catalog.int4;
   j meshaudit_private.journal;
 begin
   if v_count = 0 then
@@ -55,23 +53,12 @@ begin
       e.user_agent, e.request_id, b.access_id, e.lane, e.seq + b.i, b.prev_hash, b.hash
     from unnest(v_ids, p_secret_ids[2:], v_times, p_scopes[2:], v_access_ids, v_prev_hashes, v_hashes)
       with ordinality b (id, secret_id, at, scope, access_id, prev_hash, hash, i);
-  -- the journal takes the batch in pieces, and the last one to disk
   select * into j from meshaudit_private.journal;
   if j.armed then
-    for i in 2 .. v_count loop
-      v_ats[i] := pg_catalog.encode(pg_catalog.timestamptz_send(v_times[i]), 'hex');
-    end loop;
-    for i in 2 .. v_count by 500 loop
-      v_last := least(i + 499, v_count);
-      perform meshaudit_private.emit(
-        meshaudit_private.sign(j.key_id, j.inner_key, j.outer_key, row(
-          v_access_ids[i], pg_catalog.pg_current_xact_id(), e.lane, e.seq + i - 1, v_ats[i], e.operation, e.outcome,
-          null, e.secret_table, null, e.user_identity, e.identity_source, e.claimed_identity, e.db_user, e.db_role,
-          e.ip_address, e.application_name, e.user_agent, e.request_id,
-          p_secret_ids[i:v_last], p_scopes[i:v_last], v_ats[i:v_last], v_access_ids[i:v_last]
-        )::meshaudit_private.journal_record),
-        j.flush and v_last = v_count);
-    end loop;
+    e.seq := e.seq + 1;
+    perform meshaudit_private.emit_batch(j, e, pg_catalog.pg_current_xact_id(), p_secret_ids[2:], p_scopes[2:], v_times[2:],
+      v_access_ids[2:]);
+    e.seq := e.seq - 1;
   end if;
   -- ours since the first entry
   update meshaudit_private.lane_heads

@@ -130,9 +130,9 @@ begin
     where s.id = any (p_ids);
   if (select j.vault_mode from meshaudit_private.journal j) = 'journal'
      or pg_catalog.current_setting('transaction_read_only') = 'on' then
-    for i in 1 .. coalesce(pg_catalog.cardinality(v_ids), 0) loop
-      perform meshaudit_private.must_journal('read', v_ids[i]::pg_catalog.text, 'meshaudit.secrets', v_scopes[i], p_role);
-    end loop;
+    if v_ids is not null then
+      perform meshaudit_private.must_journal_many('read', v_ids::pg_catalog.text[], 'meshaudit.secrets', v_scopes, p_role);
+    end if;
   else
     perform meshaudit_private.record_accesses(
       'read', 'granted', v_ids::pg_catalog.text[], 'meshaudit.secrets', v_scopes, p_role);
