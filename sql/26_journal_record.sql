@@ -143,6 +143,13 @@ end
 $$;
 comment on function meshaudit_private.usable_journal() is 'The journal''s state; MA002 if it is armed, but cannot be relied on.';
 
+-- Whose end an access waits for, to be granted or rolled back. READ ONLY has nothing to undo, though on 15 and 16
+-- emit() gives it an xid.
+create function meshaudit_private.deciding_xid() returns xid8
+language sql volatile parallel unsafe
+return case when pg_catalog.current_setting('transaction_read_only') = 'off' then pg_catalog.pg_current_xact_id_if_assigned() end;
+comment on function meshaudit_private.deciding_xid() is 'The transaction whose end decides an access''s outcome; null if none does.';
+
 create function meshaudit_private.caller_now() returns meshaudit_private.caller
 language plpgsql stable set search_path = ''
 as $$
@@ -179,7 +186,7 @@ begin
   c := meshaudit_private.caller_now();
   perform meshaudit_private.emit(
     meshaudit_private.sign(j.key_id, j.inner_key, j.outer_key, row(
-      pg_catalog.pg_current_wal_insert_lsn(), pg_catalog.gen_random_uuid(), pg_catalog.pg_current_xact_id_if_assigned(),
+      pg_catalog.pg_current_wal_insert_lsn(), pg_catalog.gen_random_uuid(), meshaudit_private.deciding_xid(),
       null, null,
       pg_catalog.encode(pg_catalog.timestamptz_send(pg_catalog.clock_timestamp()), 'hex'),
       p_operation, p_outcome, p_secret_id, p_secret_table, p_scope, c.user_identity, c.identity_source,

@@ -61,7 +61,7 @@ begin
   e.user_agent := c.user_agent;
   e.request_id := c.request_id;
   perform meshaudit_private.emit_batch(
-    j, e, pg_catalog.pg_current_xact_id_if_assigned(), p_secret_ids, p_scopes, v_times, v_access_ids);
+    j, e, meshaudit_private.deciding_xid(), p_secret_ids, p_scopes, v_times, v_access_ids);
 end
 $$;
 comment on function meshaudit_private.must_journal_many(text, text[], text, text[], text) is
