@@ -71,7 +71,8 @@ class Journal:
         """The entries since this was made, in the order of their accesses; the chain must hold."""
         assert self.db.su.execute("select * from meshaudit.verify()").fetchall() == []
         rows = self.db.su.execute(
-            'select operation, outcome, secret_id from meshaudit.audit_logs where id > %s order by "timestamp"',
+            "select operation, outcome, secret_id from meshaudit.audit_logs where id > %s"
+            ' order by "timestamp"',
             [self.start],
         )
         return [Told(*row) for row in rows]
@@ -88,8 +89,9 @@ class Journal:
 
     def refused(self) -> tuple[int, int, int]:
         """How many records were forged, garbage, replayed."""
-        row = self.db.su.execute("select forged, garbage, replayed from meshaudit_private.journal_progress")
-        return row.fetchall()[0]
+        query = "select forged, garbage, replayed from meshaudit_private.journal_progress"
+        forged, garbage, replayed = self.db.su.execute(query).fetchall()[0]
+        return forged, garbage, replayed
 
     def status(self) -> dict[str, tuple[bool, str]]:
         rows = self.operator.execute('select "check", ok, detail from meshaudit.status()').fetchall()

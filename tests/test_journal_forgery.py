@@ -1,4 +1,4 @@
-"""Only records that meshaudit wrote become entries, each once; the others are counted. Denials are bounded."""
+"""Only records that meshaudit wrote become entries, each once; others are counted. Denials are bounded."""
 
 from typing import Any
 
@@ -222,7 +222,8 @@ def test_a_flood_of_denials_is_bounded(journal: Journal) -> None:
     )
     journal.seal()
     told = journal.db.su.execute(
-        "select user_identity, secret_id, outcome from meshaudit.audit_logs where secret_table = 'meshaudit.denials'"
+        "select user_identity, secret_id, outcome from meshaudit.audit_logs"
+        " where secret_table = 'meshaudit.denials'"
     ).fetchall()
     assert {(who, outcome) for who, _, outcome in told} == {(journal.role, "denied")}
     assert sum(int(what.split()[0]) for _, what, _ in told) == 10000 - (len(outcomes) - 1)

@@ -1,4 +1,4 @@
-"""Arming, disarming, modes and settings; refusals; a lost slot is told and never passed over; sealers get along."""
+"""Arming, disarming, modes, refusals; a lost slot is told and never passed over; sealers get along."""
 
 from typing import Any
 
