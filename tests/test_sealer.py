@@ -59,6 +59,14 @@ def following(dsn: str) -> Iterator[list[tuple[str, dict[str, Any]]]]:
         assert not thread.is_alive()
 
 
+def wait_for_connection(events: list[tuple[str, dict[str, Any]]], count: int) -> list[int]:
+    def pids() -> list[int]:
+        return [facts["pid"] for name, facts in events if name == "connected"]
+
+    wait_until(lambda: len(pids()) >= count)
+    return pids()
+
+
 def undone_read(journal: Journal) -> None:
     client = journal.client()
     client.execute("begin")
@@ -108,8 +116,8 @@ def test_an_idle_worker_writes_nothing(journal: Journal) -> None:
 def test_its_session_is_killed(journal: Journal) -> None:
     with following(journal.db.dsn()) as events:
         for number in range(3):
-            wait_until(lambda n=number: [name for name, _ in events].count("connected") == n + 1)
-            pid = next(facts["pid"] for name, facts in reversed(events) if name == "connected")
+            pids = wait_for_connection(events, number + 1)
+            pid = pids[-1]
             undone_read(journal)
             journal.db.pg.run("select pg_terminate_backend(%s)", pid)
         wait_for(journal, 3)
