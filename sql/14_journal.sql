@@ -18,7 +18,8 @@ create table meshaudit_private.journal (
   outer_key bytea,
   slot_name text,
   armed_at timestamptz,
-  healthy_until timestamptz not null default '-infinity'
+  healthy_until timestamptz not null default '-infinity',
+  healthy_since timestamptz
 );
 
 comment on table meshaudit_private.journal is 'State of the journal: one row.';
@@ -27,6 +28,7 @@ comment on column meshaudit_private.journal.flush is 'Setting journal_flush: fro
 comment on column meshaudit_private.journal.inner_key is 'HMAC-SHA256 key, padded and xored with 36; null when disarmed.';
 comment on column meshaudit_private.journal.outer_key is 'The same key xored with 5c.';
 comment on column meshaudit_private.journal.healthy_until is 'Until then the sealer has seen the slot at work; later, each access looks itself.';
+comment on column meshaudit_private.journal.healthy_since is 'pg_postmaster_start_time() of the server where it saw that: a promoted standby has no slot.';
 
 -- Locked by whoever seals, arms or disarms, before anything else.
 create table meshaudit_private.journal_progress (

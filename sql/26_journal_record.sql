@@ -114,7 +114,8 @@ create function meshaudit_private.journal_works(j meshaudit_private.journal) ret
 language plpgsql stable set search_path = ''
 as $$
 begin
-  if j.healthy_until > pg_catalog.clock_timestamp() and pg_catalog.current_setting('transaction_isolation') = 'read committed' then
+  if j.healthy_until > pg_catalog.clock_timestamp() and j.healthy_since = pg_catalog.pg_postmaster_start_time()
+     and pg_catalog.current_setting('transaction_isolation') = 'read committed' then
     return true;
   end if;
   return meshaudit_private.slot_works(j.slot_name);

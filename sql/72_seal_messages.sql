@@ -141,10 +141,14 @@ begin
     sealed_lsn = greatest(sealed_lsn, p_upto), sealed_at = pg_catalog.clock_timestamp(),
     forged = forged + v_forged, garbage = garbage + v_garbage, replayed = replayed + v_replayed
     where singleton;
-  update meshaudit_private.journal set healthy_until = pg_catalog.clock_timestamp() + '20 seconds'::pg_catalog.interval
+  update meshaudit_private.journal set
+    healthy_until = pg_catalog.clock_timestamp() + '10 seconds'::pg_catalog.interval,
+    healthy_since = pg_catalog.pg_postmaster_start_time()
     where ctid = (  -- never waits for a set_setting() that is not committed
       select j.ctid from meshaudit_private.journal j
-      where j.healthy_until < pg_catalog.clock_timestamp() + '10 seconds'::pg_catalog.interval for update skip locked);
+      where j.healthy_until < pg_catalog.clock_timestamp() + '6 seconds'::pg_catalog.interval
+        or j.healthy_since is distinct from pg_catalog.pg_postmaster_start_time()
+      for update skip locked);
   return coalesce(pg_catalog.cardinality(v_entries), 0);
 end
 $$;

@@ -55,7 +55,8 @@ begin
   insert into meshaudit_private.journal_keys (inner_key, outer_key) values (v_inner, v_outer) returning * into k;
   update meshaudit_private.journal set
     armed = true, slot_name = p_slot, armed_at = pg_catalog.clock_timestamp(), key_id = k.key_id, inner_key = k.inner_key,
-    outer_key = k.outer_key, healthy_until = pg_catalog.clock_timestamp() + '5 seconds'::pg_catalog.interval
+    outer_key = k.outer_key, healthy_until = pg_catalog.clock_timestamp() + '10 seconds'::pg_catalog.interval,
+    healthy_since = pg_catalog.pg_postmaster_start_time()
     where singleton;
   update meshaudit_private.journal_progress set sealed_lsn = p_lsn, sealed_at = pg_catalog.clock_timestamp() where singleton;
   insert into meshaudit_private.ledger (secret_id, access_type, operation, outcome, secret_table, scope)
@@ -66,6 +67,31 @@ begin
 end
 $$;
 revoke all on function meshaudit_private.note_armed(name, pg_lsn, boolean) from public;
+
+-- Where pg_cron is in this database, it seals: as the caller, who has what it takes. Says so, or what kept it from it.
+create function meshaudit_private.schedule_sealing(p_wanted boolean) returns text
+language plpgsql volatile security invoker set search_path = ''
+as $$
+declare
+  v_version constant pg_catalog.text := (select e.extversion from pg_catalog.pg_extension e where e.extname = 'pg_cron');
+  -- pg_cron 1.5 can do seconds
+  v_schedule constant pg_catalog.text := case
+    when v_version ~ '^1[.][0-4]([^0-9]|$)' then '* * * * *' else '1 seconds' end;
+begin
+  if v_version is null then
+    return '';
+  end if;
+  if p_wanted then
+    execute 'select cron.schedule($1, $2, $3)' using 'meshaudit seal', v_schedule, 'select meshaudit.seal()';
+    return pg_catalog.format('; pg_cron seals (%s)', v_schedule);
+  end if;
+  execute 'select cron.unschedule(j.jobid) from cron.job j where j.jobname = $1' using 'meshaudit seal';
+  return '';
+exception when others then
+  return pg_catalog.format('; pg_cron was not told: %s', sqlerrm);
+end
+$$;
+revoke all on function meshaudit_private.schedule_sealing(boolean) from public;
 
 create function meshaudit_private.arm() returns text
 language sql volatile security invoker
@@ -79,8 +105,10 @@ begin atomic
   ), made as materialized (
     select c.lsn from missing m, lateral pg_catalog.pg_create_logical_replication_slot(m.n, 'pgoutput') c
   )
-  select meshaudit_private.note_armed(meshaudit_private.slot_to_make(),
-    coalesce((select m.lsn from made m), pg_catalog.pg_current_wal_insert_lsn()), exists (select from made));
+  select n.told || meshaudit_private.schedule_sealing(true)
+  from (select meshaudit_private.note_armed(meshaudit_private.slot_to_make(),
+    coalesce((select m.lsn from made m), pg_catalog.pg_current_wal_insert_lsn()), exists (select from made)) as told
+    offset 0) n;
 end;
 revoke all on function meshaudit_private.arm() from public;
 
@@ -139,7 +167,8 @@ begin atomic
     select meshaudit_private.note_disarmed(s.lsn) as slot_name from sealed s
   )
   select pg_catalog.count(pg_catalog.pg_drop_replication_slot(s.slot_name)) > 0
-  from noted n join pg_catalog.pg_replication_slots s on s.slot_name = n.slot_name;
+  from noted n join pg_catalog.pg_replication_slots s on s.slot_name = n.slot_name
+  where meshaudit_private.schedule_sealing(false) is not null;
 end;
 revoke all on function meshaudit_private.disarm() from public;
 
@@ -156,7 +185,7 @@ revoke all on function meshaudit.disarm_journal() from public;
 grant execute on function meshaudit.disarm_journal() to meshaudit_operator;
 
 grant execute on function meshaudit_private.slot_to_make(), meshaudit_private.slot_works(text, pg_lsn), meshaudit_private.arm(),
-  meshaudit_private.slot_goes_on(), meshaudit_private.note_armed(name, pg_lsn, boolean), meshaudit_private.disarm(),
+  meshaudit_private.slot_goes_on(), meshaudit_private.schedule_sealing(boolean), meshaudit_private.note_armed(name, pg_lsn, boolean), meshaudit_private.disarm(),
   meshaudit_private.begin_disarm(), meshaudit_private.note_disarmed(pg_lsn)
   to meshaudit_operator;
 
@@ -165,9 +194,10 @@ comment on function meshaudit_private.note_armed(name, pg_lsn, boolean) is 'Note
 comment on function meshaudit_private.slot_goes_on() is 'Whether the slot is there, and nobody but the sealer has moved it.';
 comment on function meshaudit_private.begin_disarm() is 'Shuts the journal; returns up to where it must be sealed.';
 comment on function meshaudit_private.note_disarmed(pg_lsn) is 'Notes that the journal is disarmed; returns the slot''s name.';
+comment on function meshaudit_private.schedule_sealing(boolean) is 'Has pg_cron seal, or no more.';
 comment on function meshaudit_private.arm() is 'meshaudit.arm_journal().';
 comment on function meshaudit_private.disarm() is 'meshaudit.disarm_journal().';
 comment on function meshaudit.arm_journal() is
-  'Arms the journal: makes its logical slot and a new signing key. Recorded; if an armed journal had lost its slot, as a gap with the LSN range that may be missing. From then on somebody must seal (meshaudit seal --follow), since the slot keeps WAL. Needs meshaudit_operator and REPLICATION. Raises MA002 if the server cannot.';
+  'Arms the journal: makes its logical slot and a new signing key. Recorded; if an armed journal had lost its slot, as a gap with the LSN range that may be missing. From then on somebody must seal (meshaudit seal --follow), since the slot keeps WAL; where pg_cron is in this database, it is told to. Needs meshaudit_operator and REPLICATION. Raises MA002 if the server cannot.';
 comment on function meshaudit.disarm_journal() is
   'Seals the journal a last time, disarms it and drops its slot. Recorded. Raises MA002 while transactions that used it are open. False if there was no slot. Needs meshaudit_operator and REPLICATION.';

@@ -1,14 +1,18 @@
 """Arming, disarming, modes, refusals; a lost slot is told and never passed over; sealers get along."""
 
+from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
 from psycopg import sql
 
+from meshaudit import schema
+from meshaudit.server import Server
 from tests.flavours import Templates
 from tests.journal_support import READ, READ_MANY, Journal, one, seal, stranger
-from tests.support import Db, wait_until
+from tests.servers import DEBIAN_15
+from tests.support import SETTINGS, Db, wait_until
 
 ARM = "select meshaudit.arm_journal()"
 DISARM = "select meshaudit.disarm_journal()"
@@ -371,3 +375,25 @@ def test_without_the_publication(db: Db) -> None:
     db.su.execute("drop publication meshaudit_journal")
     assert "create publication" in refused(db.connect(), ARM)
     db.su.execute(sql.SQL("create publication meshaudit_journal"))
+
+
+def test_pg_cron() -> None:
+    if not Path("/usr/share/postgresql/15/extension/pg_cron.control").exists():
+        pytest.skip("Debian's postgresql-15-cron is not installed")
+    preload = {"shared_preload_libraries": "pg_cron", "cron.database_name": "postgres"}
+    with (
+        Server.temporary(bindir=DEBIAN_15, settings=SETTINGS | preload) as server,
+        psycopg.connect(server.dsn(), autocommit=True) as conn,
+    ):
+        schema.install(conn)
+        assert one(conn, ARM) == "armed"
+        assert one(conn, DISARM) is True
+        conn.execute("create extension pg_cron")
+        assert one(conn, ARM).startswith("armed; pg_cron seals (")
+        assert one(conn, "select command from cron.job") == "select meshaudit.seal()"
+        assert one(conn, DISARM) is True
+        assert one(conn, "select count(*) from cron.job") == 0
+        conn.execute("create role operator login replication in role meshaudit_operator")
+        with psycopg.connect(server.dsn(user="operator"), autocommit=True) as other:
+            assert "; pg_cron was not told: permission denied" in one(other, ARM)
+            assert one(other, DISARM) is True

@@ -90,7 +90,6 @@ def test_standby_and_promotion() -> None:
         primary.kill()
         one(there, "select pg_promote()")
         assert one(there, READ, secret) == b"v"
-        there.execute("update meshaudit_private.journal set healthy_until = '-infinity'")
         # slots are not replicated: what the old primary had not sealed is lost, and it is said
         there.execute("begin read only")
         refused(there, READ, secret)
