@@ -4,6 +4,7 @@
 #   make test [PG=…]       PG: embedded (default), 15, 16, 17, 18 or all; ARGS: more for pytest
 #   make lint              form, types, generated files
 #   make generate          rebuild what is generated from sql/
+#   make torture [PG=…]    kill -9 of the sealer and the server under load, some minutes long
 #   make bench             benchmarks/results.json
 #   make dist              wheel, sdist and the single-file install
 
@@ -55,6 +56,11 @@ test: $(DEV) deps
 	@$(PY) -m tests.servers $(PG)
 	@MESHAUDIT_TEST_PG=$(PG) $(PY) -m pytest -n 2 $(ARGS)
 endif
+
+.PHONY: torture
+torture: $(DEV)
+	@$(PY) -m tests.servers $(PG)
+	@MESHAUDIT_TEST_PG=$(PG) $(PY) -m tests.torture
 
 .PHONY: lint
 lint: $(DEV)

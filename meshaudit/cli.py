@@ -16,7 +16,7 @@ import typer
 from typer.core import TyperGroup
 
 from meshaudit import __version__
-from meshaudit.commands import admin, local, log, migrations, options, proof
+from meshaudit.commands import admin, journal, local, log, migrations, options, proof
 from meshaudit.errors import MeshauditError, translate
 from meshaudit.output import one_line
 
@@ -111,8 +111,10 @@ for command in (
     admin.maintain,
     admin.grant_auditor,
     admin.revoke_auditor,
+    journal.seal,
 ):
     app.command()(command)
+app.add_typer(journal.app, name="journal")
 
 
 def _terminate(number: int, _frame: object) -> None:

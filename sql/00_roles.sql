@@ -80,6 +80,12 @@ $$;
 create schema meshaudit authorization meshaudit_owner;
 create schema meshaudit_private authorization meshaudit_owner;
 
+-- The journal's slot is read through it. It has no tables: the messages are all there is to see. It must be there before
+-- the slot, which looks it up as of each change.
+set local client_min_messages = error;
+create publication meshaudit_journal;
+reset client_min_messages;
+
 set local role meshaudit_owner;
 
 comment on schema meshaudit is

@@ -1,7 +1,8 @@
 -- The trigger that chains: no row enters the ledger unchained, and none but by the functions of this schema.
 --
--- A row with lane 0 (there is no such lane) is chained here. A row that has a lane comes from record_accesses()
--- (30_record.sql), which has chained its batch already.
+-- A row with lane 0 or -1 (there are no such lanes) is chained here; -1 is what seal() brings, which says itself who
+-- called and is in the journal already. A row that has a lane comes from record_accesses() (30_record.sql) or seal(),
+-- which have chained their batch.
 --
 -- No WHEN clause: it would cost 6 % of an access, since each INSERT parses it anew.
 
@@ -12,6 +13,7 @@ declare
   v_caller meshaudit_private.caller;
   v_link meshaudit_private.link;
   v_lane pg_catalog.int4;
+  j meshaudit_private.journal;
 begin
   -- inside a SECURITY DEFINER function current_user is the owner, while SET ROLE shows in "role" and a login in
   -- session_user: whoever became the owner by hand differs there
@@ -20,12 +22,12 @@ begin
     raise exception 'the audit log takes entries only from meshaudit''s own functions'
       using errcode = 'MA003', hint = 'Use meshaudit.read_secret(), write_secret() or a protected table; each records itself.';
   end if;
-  if new.lane <> 0 then
+  if new.lane > 0 then
     return new;
   end if;
 
-  if pg_catalog.current_setting('request.jwt.claims', true) <> '' or pg_catalog.current_setting('request.headers', true) <> ''
-     or pg_catalog.current_setting('meshaudit.actor', true) <> '' then
+  if new.lane = 0 and (pg_catalog.current_setting('request.jwt.claims', true) <> '' or pg_catalog.current_setting('request.headers', true) <> ''
+     or pg_catalog.current_setting('meshaudit.actor', true) <> '') then
     v_caller := meshaudit_private.session_caller();
     new.user_identity := v_caller.user_identity;
     new.identity_source := v_caller.identity_source;
@@ -37,7 +39,8 @@ begin
 
   -- the ordinary case, written out for speed: the first entry of a transaction whose own lane is free
   v_lane := pg_catalog.pg_backend_pid() % 512 + 1;
-  if pg_catalog.pg_current_xact_id_if_assigned() is null
+  if new.lane = 0
+     and pg_catalog.pg_current_xact_id_if_assigned() is null
      and pg_catalog.current_setting('transaction_isolation') = 'read committed'
      and pg_catalog.pg_client_encoding() = 'UTF8'
      and pg_catalog.pg_try_advisory_xact_lock(1296389185, v_lane) then
@@ -48,14 +51,23 @@ begin
             new.ip_address, new.operation, new.outcome, new.secret_table, new.scope, new.identity_source,
             new.claimed_identity, new.db_user, new.db_role, new.application_name, new.user_agent, new.request_id,
             new.access_id)), 5))
+      from meshaudit_private.journal k
       where h.lane = v_lane and (h.xmax = 0 or meshaudit_private.is_over(h.xmax))
-      returning h.lane, h.seq, h.prev_hash, h.hash
-      into new.lane, new.seq, new.prev_hash, new.hash;
+      returning h.lane, h.seq, h.prev_hash, h.hash, k.armed, k.required, k.key_id, k.inner_key, k.outer_key, k.flush
+      into new.lane, new.seq, new.prev_hash, new.hash,
+        j.armed, j.required, j.key_id, j.inner_key, j.outer_key, j.flush;
     if found then
+      if j.armed or j.required then
+        perform meshaudit_private.journal_entry(new, j);
+      end if;
       return new;
     end if;
+    new.lane := 0;
   end if;
 
+  if new.lane = 0 then
+    select * into j from meshaudit_private.journal;
+  end if;
   v_link := meshaudit_private.take_lane(meshaudit_private.entry_tail(
     new.id, new.secret_id, new.access_type, new."timestamp", new.user_identity, new.ip_address, new.operation,
     new.outcome, new.secret_table, new.scope, new.identity_source, new.claimed_identity, new.db_user, new.db_role,
@@ -64,6 +76,9 @@ begin
   new.seq := v_link.seq;
   new.prev_hash := v_link.prev_hash;
   new.hash := v_link.hash;
+  if j.armed or j.required then
+    perform meshaudit_private.journal_entry(new, j);
+  end if;
   return new;
 end
 $$;

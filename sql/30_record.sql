@@ -18,6 +18,7 @@ declare
   v_prev_hashes pg_catalog.bytea[];
   v_hashes pg_catalog.bytea[];
   v_hash pg_catalog.bytea;
+  j meshaudit_private.journal;
 begin
   if v_count = 0 then
     return;
@@ -52,6 +53,13 @@ begin
       e.user_agent, e.request_id, b.access_id, e.lane, e.seq + b.i, b.prev_hash, b.hash
     from unnest(v_ids, p_secret_ids[2:], v_times, p_scopes[2:], v_access_ids, v_prev_hashes, v_hashes)
       with ordinality b (id, secret_id, at, scope, access_id, prev_hash, hash, i);
+  select * into j from meshaudit_private.journal;
+  if j.armed then
+    e.seq := e.seq + 1;
+    perform meshaudit_private.emit_batch(j, e, pg_catalog.pg_current_xact_id(), p_secret_ids[2:], p_scopes[2:], v_times[2:],
+      v_access_ids[2:]);
+    e.seq := e.seq - 1;
+  end if;
   -- ours since the first entry
   update meshaudit_private.lane_heads
     set seq = e.seq + v_count - 1, prev_hash = v_prev_hashes[v_count], hash = v_hash

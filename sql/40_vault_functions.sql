@@ -4,10 +4,11 @@
 -- Only the public functions (42_vault_api.sql) call them: without USAGE on this schema nobody else can name them. (Members
 -- of pg_read_all_data have USAGE everywhere: one who is also a client can give a false db_role, though not db_user.)
 
-create function meshaudit_private.no_such_secret(p_what text) returns void
+create function meshaudit_private.no_such_secret(p_operation text, p_what text, p_scope text, p_role text) returns void
 language plpgsql volatile set search_path = ''
 as $$
 begin
+  perform meshaudit_private.journal_denial(p_operation, p_what, p_scope, p_role);
   raise exception 'no such secret: %', pg_catalog."left"(p_what, 100)
     using errcode = 'MA004', hint = 'It was never written, or it has been deleted; ids and keys are exact.';
 end
@@ -65,13 +66,19 @@ as $$
 declare
   v_scope pg_catalog.text;
   v_value pg_catalog.bytea;
+  v_mode pg_catalog.text;
 begin
-  select s.scope, s.value into v_scope, v_value from meshaudit_private.secrets s where s.id = p_id;
+  select s.scope, s.value, j.vault_mode into v_scope, v_value, v_mode
+    from meshaudit_private.secrets s, meshaudit_private.journal j where s.id = p_id;
   if v_scope is null then
-    perform meshaudit_private.no_such_secret(p_id::pg_catalog.text);
+    perform meshaudit_private.no_such_secret('read', p_id::pg_catalog.text, '', p_role);
   end if;
-  insert into meshaudit_private.ledger (secret_id, operation, outcome, secret_table, scope, db_role)
-    values (p_id, 'read', 'granted', 'meshaudit.secrets', v_scope, p_role);
+  if v_mode = 'journal' or pg_catalog.current_setting('transaction_read_only') = 'on' then
+    perform meshaudit_private.must_journal('read', p_id::pg_catalog.text, 'meshaudit.secrets', v_scope, p_role);
+  else
+    insert into meshaudit_private.ledger (secret_id, operation, outcome, secret_table, scope, db_role)
+      values (p_id, 'read', 'granted', 'meshaudit.secrets', v_scope, p_role);
+  end if;
   return v_value;
 end
 $$;
@@ -84,15 +91,21 @@ as $$
 declare
   v_id pg_catalog.uuid;
   v_value pg_catalog.bytea;
+  v_mode pg_catalog.text;
 begin
   perform meshaudit_private.check_name(p_key, p_scope);
-  select s.id, s.value into v_id, v_value from meshaudit_private.secrets s
+  select s.id, s.value, j.vault_mode into v_id, v_value, v_mode
+    from meshaudit_private.secrets s, meshaudit_private.journal j
     where s.name_digest = meshaudit_private.name_digest(p_key, p_scope);
   if v_id is null then
-    perform meshaudit_private.no_such_secret(p_key);
+    perform meshaudit_private.no_such_secret('read', p_key, p_scope, p_role);
   end if;
-  insert into meshaudit_private.ledger (secret_id, operation, outcome, secret_table, scope, db_role)
-    values (v_id, 'read', 'granted', 'meshaudit.secrets', p_scope, p_role);
+  if v_mode = 'journal' or pg_catalog.current_setting('transaction_read_only') = 'on' then
+    perform meshaudit_private.must_journal('read', v_id::pg_catalog.text, 'meshaudit.secrets', p_scope, p_role);
+  else
+    insert into meshaudit_private.ledger (secret_id, operation, outcome, secret_table, scope, db_role)
+      values (v_id, 'read', 'granted', 'meshaudit.secrets', p_scope, p_role);
+  end if;
   return v_value;
 end
 $$;
@@ -106,6 +119,7 @@ declare
   v_ids pg_catalog.uuid[];
   v_scopes pg_catalog.text[];
   v_values pg_catalog.bytea[];
+  v_unknown pg_catalog.uuid;
 begin
   if p_ids is null then
     raise exception 'ids must not be null' using errcode = 'MA005', hint = 'Pass an array of secret ids; it may be empty.';
@@ -115,7 +129,18 @@ begin
     into v_ids, v_scopes, v_values
     from meshaudit_private.secrets s
     where s.id = any (p_ids);
-  perform meshaudit_private.record_accesses('read', 'granted', v_ids::pg_catalog.text[], 'meshaudit.secrets', v_scopes, p_role);
+  if (select j.vault_mode from meshaudit_private.journal j) = 'journal'
+     or pg_catalog.current_setting('transaction_read_only') = 'on' then
+    if v_ids is not null then
+      perform meshaudit_private.must_journal_many('read', v_ids::pg_catalog.text[], 'meshaudit.secrets', v_scopes, p_role);
+    end if;
+  else
+    perform meshaudit_private.record_accesses(
+      'read', 'granted', v_ids::pg_catalog.text[], 'meshaudit.secrets', v_scopes, p_role);
+  end if;
+  for v_unknown in select distinct i from unnest(p_ids) i where i is not null and i <> all (coalesce(v_ids, '{}')) limit 100 loop
+    perform meshaudit_private.journal_denial('read', v_unknown::pg_catalog.text, '', p_role);
+  end loop;
   return query select * from unnest(v_ids, v_values);
 end
 $$;
@@ -140,7 +165,7 @@ $$;
 revoke all on function meshaudit_private.delete_secret(uuid, name) from public;
 grant execute on function meshaudit_private.delete_secret(uuid, name) to meshaudit_client;
 
-comment on function meshaudit_private.no_such_secret(text) is 'Raises MA004.';
+comment on function meshaudit_private.no_such_secret(text, text, text, text) is 'Records the denial in the journal and raises MA004.';
 comment on function meshaudit_private.check_name(text, text) is 'Raises MA005 unless key and scope are usable.';
 comment on function meshaudit_private.name_digest(text, text) is 'What a secret is found by: a digest of scope and key.';
 comment on function meshaudit_private.write_secret(text, bytea, text, name) is 'meshaudit.write_secret(), for a role.';

@@ -37,6 +37,7 @@ def _entry(fields: dict[str, Any]) -> Entry:
 def _in_sql(conn: psycopg.Connection[Any], entry: Entry, prev_hash: bytes) -> tuple[bytes, bytes]:
     """The tail and the hash as the SQL core has them. Text travels as hex: it must survive any encoding."""
     params: list[bytes | None] = []
+    value: Any
     for name, value in zip(entry._fields[2:], entry[2:], strict=True):
         if value is None:
             params.append(None)
@@ -199,8 +200,9 @@ def test_the_writing_side_makes_these_bytes(conn: psycopg.Connection[Any], encod
     """Real entries, by whichever of the ways an encoding takes, are what the page says."""
     conn.execute(f"set client_encoding = '{encoding}'".encode())
     conn.execute("set application_name = 'worker'")
-    (one,) = conn.execute("select meshaudit.write_secret('k', '\\x00', 'a')").fetchone() or ()
-    (two,) = conn.execute("select meshaudit.write_secret('l', '\\x00', 'b')").fetchone() or ()
+    ((one, two),) = conn.execute(
+        "select meshaudit.write_secret('k', '\\x00', 'a'), meshaudit.write_secret('l', '\\x00', 'b')"
+    ).fetchall()
     conn.execute("select * from meshaudit.read_secrets(%s)", ([one, two, one],))
     conn.execute("select meshaudit.read_secret(%s)", (one,))
     rows = conn.execute(

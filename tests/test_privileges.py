@@ -27,6 +27,9 @@ FUNCTIONS = {
     "get_setting": {AUDITOR, OPERATOR},
     "schema_version": {CLIENT, AUDITOR, OPERATOR},
     "maintain": {OPERATOR},
+    "arm_journal": {OPERATOR},
+    "disarm_journal": {OPERATOR},
+    "seal": {OPERATOR},
     "set_setting": {ADMIN},
     "grant_auditor": {ADMIN},
     "revoke_auditor": {ADMIN},
@@ -46,6 +49,12 @@ PRIVATE_FUNCTIONS = {
     "verify": {AUDITOR, OPERATOR},
     "checkpoint": {AUDITOR, OPERATOR},
     "status": {AUDITOR, OPERATOR},
+    # what seal(), arm_journal() and disarm_journal(), which touch the slot as their caller, are made of
+    **dict.fromkeys(
+        ("seal", "begin_seal", "seal_messages", "arm", "slot_to_make", "slot_works", "slot_goes_on", "note_armed")
+        + ("disarm", "begin_disarm", "note_disarmed", "schedule_sealing"),
+        {OPERATOR},
+    ),
 }
 PRIVATE_RELATIONS = {"ledger": {AUDITOR}}
 

@@ -46,7 +46,7 @@ def test_the_session_is_the_demos() -> None:
 
 def test_sql_runs_as_shown(db: Db) -> None:
     blocks = _blocks("sql")
-    assert len(blocks) == 4
+    assert len(blocks) == 5
     names = {"billing": db.role("billing", "meshaudit_client"), "alice": db.role("alice")}
     text = "".join(blocks)
     created = "create role billing login in role meshaudit_client;\n"
@@ -58,13 +58,16 @@ def test_sql_runs_as_shown(db: Db) -> None:
         who = names["billing"] if "_secret" in statement.split("(")[0] else None
         with db.connect(who) as conn:
             answers.append(conn.execute(statement.encode()).fetchall())
-    _, read, _, searched, verified, checkpoint = answers
+    _, read, _, searched, verified, checkpoint, armed = answers
     assert read == [(b"\xc0\xff\xee",)]
     assert [row[3] for row in searched] == ["read"]
     assert verified == []
     assert checkpoint[0][0]["entries"] == 3
+    assert armed == [("armed",)]
     with db.connect(names["alice"]) as conn:
-        assert conn.execute("select count(*) from meshaudit.audit_logs").fetchone() == (3,)
+        assert conn.execute("select count(*) from meshaudit.audit_logs").fetchone() == (4,)
+    with db.connect() as conn:
+        conn.execute("select meshaudit.disarm_journal()")
 
 
 def test_commands_run_as_shown(db: Db, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -141,9 +144,9 @@ def test_limit_a_rollback_leaves_no_trace(db: Db, service: psycopg.Connection[An
     with service.transaction(force_rollback=True):
         assert service.execute("select meshaudit.read_secret_by_key('k')").fetchone() == (b"v",)
     assert _entries(db) == before
-    with pytest.raises(pg.ReadOnlySqlTransaction):
+    with pytest.raises(psycopg.Error, match="no store can record"):
         service.execute("begin read only; select meshaudit.read_secret_by_key('k')")
-    assert "rolled back leaves no trace" in ok("status", dsn=db.dsn())
+    assert "a rolled-back access leaves no trace" in ok("status", dsn=db.dsn())
 
 
 def test_limit_refusals_and_searches_leave_no_entry(db: Db, service: psycopg.Connection[Any]) -> None:

@@ -86,6 +86,12 @@ $$;
 create schema meshaudit authorization meshaudit_owner;
 create schema meshaudit_private authorization meshaudit_owner;
 
+-- The journal's slot is read through it. It has no tables: the messages are all there is to see. It must be there before
+-- the slot, which looks it up as of each change.
+set local client_min_messages = error;
+create publication meshaudit_journal;
+reset client_min_messages;
+
 set local role meshaudit_owner;
 
 comment on schema meshaudit is
@@ -241,6 +247,97 @@ comment on table meshaudit_private.auditors is
   'Grants made by meshaudit.grant_auditor(); scope ''*'' is all scopes.';
 
 alter table meshaudit_private.auditors enable row level security;
+
+-- sql/14_journal.sql
+
+-- The journal: records of accesses in the write-ahead log, which no ROLLBACK takes back.
+--
+-- Invariants
+--   * one row says whether it is armed, and holds the key that records are signed with; only this schema reads it.
+--     Every access reads it, so it changes seldom: under an old open transaction each change stays behind as a dead row.
+--     How far the sealer is stands in a row of its own;
+--   * armed means: a logical slot was made, and everything after sealed_lsn will still be seen by seal();
+--   * sealed_lsn moves in the transaction that writes the entries of what it passes: nothing is sealed twice or skipped.
+
+create table meshaudit_private.journal (
+  singleton boolean primary key default true check (singleton),
+  armed boolean not null default false,
+  required boolean not null default false,
+  vault_mode text not null default 'ledger' check (vault_mode in ('ledger', 'journal')),
+  flush boolean not null default true,
+  key_id int,
+  inner_key bytea,
+  outer_key bytea,
+  slot_name text,
+  armed_at timestamptz,
+  healthy_until timestamptz not null default '-infinity',
+  healthy_since timestamptz
+);
+
+comment on table meshaudit_private.journal is 'State of the journal: one row.';
+comment on column meshaudit_private.journal.required is 'Setting require_journal: no access without an armed journal.';
+comment on column meshaudit_private.journal.flush is 'Setting journal_flush: from PostgreSQL 17 on, a record is on disk before the value is returned.';
+comment on column meshaudit_private.journal.inner_key is 'HMAC-SHA256 key, padded and xored with 36; null when disarmed.';
+comment on column meshaudit_private.journal.outer_key is 'The same key xored with 5c.';
+comment on column meshaudit_private.journal.healthy_until is 'Until then the sealer has seen the slot at work; later, each access looks itself.';
+comment on column meshaudit_private.journal.healthy_since is 'pg_postmaster_start_time() of the server where it saw that: a promoted standby has no slot.';
+
+-- Locked by whoever seals, arms or disarms, before anything else.
+create table meshaudit_private.journal_progress (
+  singleton boolean primary key default true check (singleton),
+  sealed_lsn pg_lsn,
+  sealed_at timestamptz,
+  forged bigint not null default 0,
+  replayed bigint not null default 0,
+  garbage bigint not null default 0
+);
+insert into meshaudit_private.journal_progress default values;
+comment on table meshaudit_private.journal_progress is 'How far the sealer is: one row, and its lock.';
+comment on column meshaudit_private.journal_progress.sealed_lsn is 'Every record that ends there or before has been sealed.';
+comment on column meshaudit_private.journal_progress.forged is 'Records whose signature is wrong, seen so far.';
+
+-- keys of records that may still be unsealed
+create table meshaudit_private.journal_keys (
+  key_id int primary key generated always as identity,
+  inner_key bytea not null,
+  outer_key bytea not null,
+  made_at timestamptz not null default clock_timestamp()
+);
+comment on table meshaudit_private.journal_keys is 'Keys that records were signed with, the newest in use.';
+
+-- records of transactions that were still open when their turn came
+create table meshaudit_private.journal_pending (
+  access_id uuid primary key,
+  lsn pg_lsn not null,
+  payload text not null
+);
+comment on table meshaudit_private.journal_pending is 'Records that wait for the end of their transaction.';
+
+-- what has been sealed of late, against replays
+create table meshaudit_private.journal_seen (
+  access_id uuid primary key,
+  lsn pg_lsn not null
+);
+create index journal_seen_lsn on meshaudit_private.journal_seen (lsn);
+comment on table meshaudit_private.journal_seen is 'Accesses sealed of late: a record of one of them is a replay.';
+
+-- denials of a minute, for the bound on their number
+create table meshaudit_private.journal_denials (
+  user_identity text not null,
+  minute timestamptz not null,
+  denials bigint not null,
+  primary key (user_identity, minute)
+);
+comment on table meshaudit_private.journal_denials is 'Denials by identity and minute; those over the bound are one entry.';
+
+alter table meshaudit_private.journal enable row level security;
+alter table meshaudit_private.journal_progress enable row level security;
+alter table meshaudit_private.journal_keys enable row level security;
+alter table meshaudit_private.journal_pending enable row level security;
+alter table meshaudit_private.journal_seen enable row level security;
+alter table meshaudit_private.journal_denials enable row level security;
+
+insert into meshaudit_private.journal default values;
 
 -- sql/20_entry_bytes.sql
 
@@ -665,8 +762,9 @@ comment on function meshaudit_private.take_lane(bytea) is 'Takes a free lane and
 
 -- The trigger that chains: no row enters the ledger unchained, and none but by the functions of this schema.
 --
--- A row with lane 0 (there is no such lane) is chained here. A row that has a lane comes from record_accesses()
--- (30_record.sql), which has chained its batch already.
+-- A row with lane 0 or -1 (there are no such lanes) is chained here; -1 is what seal() brings, which says itself who
+-- called and is in the journal already. A row that has a lane comes from record_accesses() (30_record.sql) or seal(),
+-- which have chained their batch.
 --
 -- No WHEN clause: it would cost 6 % of an access, since each INSERT parses it anew.
 
@@ -677,6 +775,7 @@ declare
   v_caller meshaudit_private.caller;
   v_link meshaudit_private.link;
   v_lane pg_catalog.int4;
+  j meshaudit_private.journal;
 begin
   -- inside a SECURITY DEFINER function current_user is the owner, while SET ROLE shows in "role" and a login in
   -- session_user: whoever became the owner by hand differs there
@@ -685,12 +784,12 @@ begin
     raise exception 'the audit log takes entries only from meshaudit''s own functions'
       using errcode = 'MA003', hint = 'Use meshaudit.read_secret(), write_secret() or a protected table; each records itself.';
   end if;
-  if new.lane <> 0 then
+  if new.lane > 0 then
     return new;
   end if;
 
-  if pg_catalog.current_setting('request.jwt.claims', true) <> '' or pg_catalog.current_setting('request.headers', true) <> ''
-     or pg_catalog.current_setting('meshaudit.actor', true) <> '' then
+  if new.lane = 0 and (pg_catalog.current_setting('request.jwt.claims', true) <> '' or pg_catalog.current_setting('request.headers', true) <> ''
+     or pg_catalog.current_setting('meshaudit.actor', true) <> '') then
     v_caller := meshaudit_private.session_caller();
     new.user_identity := v_caller.user_identity;
     new.identity_source := v_caller.identity_source;
@@ -702,7 +801,8 @@ begin
 
   -- the ordinary case, written out for speed: the first entry of a transaction whose own lane is free
   v_lane := pg_catalog.pg_backend_pid() % 512 + 1;
-  if pg_catalog.pg_current_xact_id_if_assigned() is null
+  if new.lane = 0
+     and pg_catalog.pg_current_xact_id_if_assigned() is null
      and pg_catalog.current_setting('transaction_isolation') = 'read committed'
      and pg_catalog.pg_client_encoding() = 'UTF8'
      and pg_catalog.pg_try_advisory_xact_lock(1296389185, v_lane) then
@@ -713,14 +813,23 @@ begin
             new.ip_address, new.operation, new.outcome, new.secret_table, new.scope, new.identity_source,
             new.claimed_identity, new.db_user, new.db_role, new.application_name, new.user_agent, new.request_id,
             new.access_id)), 5))
+      from meshaudit_private.journal k
       where h.lane = v_lane and (h.xmax = 0 or meshaudit_private.is_over(h.xmax))
-      returning h.lane, h.seq, h.prev_hash, h.hash
-      into new.lane, new.seq, new.prev_hash, new.hash;
+      returning h.lane, h.seq, h.prev_hash, h.hash, k.armed, k.required, k.key_id, k.inner_key, k.outer_key, k.flush
+      into new.lane, new.seq, new.prev_hash, new.hash,
+        j.armed, j.required, j.key_id, j.inner_key, j.outer_key, j.flush;
     if found then
+      if j.armed or j.required then
+        perform meshaudit_private.journal_entry(new, j);
+      end if;
       return new;
     end if;
+    new.lane := 0;
   end if;
 
+  if new.lane = 0 then
+    select * into j from meshaudit_private.journal;
+  end if;
   v_link := meshaudit_private.take_lane(meshaudit_private.entry_tail(
     new.id, new.secret_id, new.access_type, new."timestamp", new.user_identity, new.ip_address, new.operation,
     new.outcome, new.secret_table, new.scope, new.identity_source, new.claimed_identity, new.db_user, new.db_role,
@@ -729,6 +838,9 @@ begin
   new.seq := v_link.seq;
   new.prev_hash := v_link.prev_hash;
   new.hash := v_link.hash;
+  if j.armed or j.required then
+    perform meshaudit_private.journal_entry(new, j);
+  end if;
   return new;
 end
 $$;
@@ -913,6 +1025,347 @@ comment on function meshaudit_private.add_partitions() is 'Makes the partitions 
 comment on function meshaudit.maintain() is
   'Nightly job: makes partitions ahead (settings partition_interval, partitions_ahead). Returns what it did. Safe to call at any time, by several at once; blocks no access.';
 
+-- sql/26_journal_record.sql
+
+-- A record of the journal: one access (or a batch) as a WAL message, signed.
+--
+-- Message: prefix "meshaudit"; content 01, key_id (int4), HMAC-SHA256 of the payload (32 bytes), payload. The payload is
+-- the text of a journal_record in UTF-8. Any role may emit messages: the signature tells ours from theirs.
+
+create type meshaudit_private.journal_record as (
+  written pg_lsn,  -- the end of the log before it: a record that turns up far behind is a replay
+  access_id uuid,
+  xid xid8,        -- the transaction; null if it had none
+  lane int,        -- the entry in the ledger, if that transaction commits; null: there is none, seal() makes it
+  seq bigint,
+  at text,         -- hex of timestamptz_send()
+  operation text,
+  outcome text,
+  secret_id text,
+  secret_table text,
+  scope text,
+  user_identity text,
+  identity_source text,
+  claimed_identity text,
+  db_user text,
+  db_role text,
+  ip_address inet,
+  application_name text,
+  user_agent text,
+  request_id text,
+  -- a batch: seq and access_id are those of the first
+  secret_ids text[],
+  scopes text[],
+  ats text[],
+  access_ids uuid[]
+);
+comment on type meshaudit_private.journal_record is 'What a record of the journal says.';
+
+-- From 17 on a message can be flushed at once. On 15 and 16 a transactional message makes the COMMIT flush, also in a
+-- READ ONLY transaction; until then what was written is in memory.
+do $$
+begin
+  execute format($f$
+    create function meshaudit_private.emit(p_content bytea, p_flush boolean) returns void
+    language plpgsql volatile set search_path = ''
+    as $b$
+    begin
+      %s
+    end
+    $b$ $f$,
+    case when current_setting('server_version_num')::int >= 170000 then
+      'perform pg_catalog.pg_logical_emit_message(false, ''meshaudit'', p_content, p_flush);'
+    else
+      'perform pg_catalog.pg_logical_emit_message(false, ''meshaudit'', p_content);
+      if p_flush and pg_catalog.pg_current_xact_id_if_assigned() is null then
+        perform pg_catalog.pg_logical_emit_message(true, ''meshaudit-flush'', '''');
+      end if;'
+    end);
+end
+$$;
+
+-- Returns when the records of transactions that are over are on disk. Before 17 nothing in SQL flushes the log, but the
+-- WAL writer does for every transaction that had an xid, within three rounds of its own.
+do $$
+begin
+  execute format($f$
+    create function meshaudit_private.flush_wal() returns void
+    language plpgsql volatile set search_path = ''
+    as $b$
+    declare
+      v_end constant pg_catalog.pg_lsn := pg_catalog.pg_current_wal_insert_lsn();
+      v_until constant pg_catalog.timestamptz := pg_catalog.clock_timestamp() + '50 ms'::pg_catalog.interval
+        + 3 * pg_catalog.current_setting('wal_writer_delay')::pg_catalog.interval;
+    begin
+      %s
+      while pg_catalog.pg_current_wal_flush_lsn() < v_end and pg_catalog.clock_timestamp() < v_until loop
+        perform pg_catalog.pg_sleep(0.01);
+      end loop;
+    end
+    $b$ $f$,
+    case when current_setting('server_version_num')::int >= 170000 then
+      'perform pg_catalog.pg_logical_emit_message(false, ''meshaudit-flush'', '''', true);' else '' end);
+end
+$$;
+comment on function meshaudit_private.flush_wal() is 'Waits until the records of transactions that are over are on disk.';
+comment on function meshaudit_private.emit(bytea, boolean) is
+  'Emits a message; on disk when it returns if p_flush (17 and later), else at the COMMIT.';
+
+create function meshaudit_private.sign(p_key_id int, p_inner bytea, p_outer bytea, p_record meshaudit_private.journal_record)
+returns bytea
+language plpgsql stable set search_path = ''
+as $$
+declare
+  v_payload constant pg_catalog.bytea := pg_catalog.convert_to(p_record::pg_catalog.text, 'UTF8');
+begin
+  return pg_catalog.decode('01', 'hex') || pg_catalog.int4send(p_key_id)
+    || pg_catalog.sha256(p_outer || pg_catalog.sha256(p_inner || v_payload)) || v_payload;
+end
+$$;
+comment on function meshaudit_private.sign(int, bytea, bytea, meshaudit_private.journal_record) is
+  'A message''s content: version, key, HMAC-SHA256 (RFC 2104), payload.';
+
+-- p_sealed: beyond it nobody but the sealer moves the slot. Who did, or made another slot of that name, has skipped
+-- records. Left out where it may be of an older snapshot than the slot.
+create function meshaudit_private.slot_works(p_slot text, p_sealed pg_lsn default null) returns boolean
+language sql stable set search_path = ''
+as $$
+  select exists (
+    select from pg_catalog.pg_replication_slots s
+    where s.slot_name = p_slot and s.database = pg_catalog.current_database()
+      and s.restart_lsn is not null and s.wal_status is distinct from 'lost'
+      and (p_sealed is null or s.confirmed_flush_lsn <= p_sealed))
+$$;
+comment on function meshaudit_private.slot_works(text, pg_lsn) is 'Whether that slot is there and has lost nothing.';
+
+-- An older snapshot may show a journal that has been disarmed since: then the slot itself is asked.
+create function meshaudit_private.journal_works(j meshaudit_private.journal) returns boolean
+language plpgsql stable set search_path = ''
+as $$
+begin
+  if j.healthy_until > pg_catalog.clock_timestamp() and j.healthy_since = pg_catalog.pg_postmaster_start_time()
+     and pg_catalog.current_setting('transaction_isolation') = 'read committed' then
+    return true;
+  end if;
+  return meshaudit_private.slot_works(j.slot_name);
+end
+$$;
+comment on function meshaudit_private.journal_works(meshaudit_private.journal) is 'Whether records of an armed journal will be sealed.';
+
+-- The journal's state. Raises MA002 if it is armed, but cannot be relied on.
+create function meshaudit_private.usable_journal() returns meshaudit_private.journal
+language plpgsql volatile set search_path = ''
+as $$
+declare
+  j meshaudit_private.journal;
+begin
+  if pg_catalog.pg_is_in_recovery() then
+    raise exception 'a standby cannot record accesses' using errcode = 'MA002',
+      hint = 'Read secrets on the primary; the standby takes no records.';
+  end if;
+  select * into j from meshaudit_private.journal;
+  if j.armed and not meshaudit_private.journal_works(j) then
+    raise exception 'the journal''s slot "%" is gone or has lost records', j.slot_name using errcode = 'MA002',
+      hint = 'Run select meshaudit.arm_journal(): it records the gap and makes a new slot.';
+  end if;
+  return j;
+end
+$$;
+comment on function meshaudit_private.usable_journal() is 'The journal''s state; MA002 if it is armed, but cannot be relied on.';
+
+-- Whose end an access waits for, to be granted or rolled back. READ ONLY has nothing to undo, though on 15 and 16
+-- emit() gives it an xid.
+create function meshaudit_private.deciding_xid() returns xid8
+language sql volatile parallel unsafe
+return case when pg_catalog.current_setting('transaction_read_only') = 'off' then pg_catalog.pg_current_xact_id_if_assigned() end;
+comment on function meshaudit_private.deciding_xid() is 'The transaction whose end decides an access''s outcome; null if none does.';
+
+create function meshaudit_private.caller_now() returns meshaudit_private.caller
+language plpgsql stable set search_path = ''
+as $$
+declare
+  c meshaudit_private.caller;
+begin
+  if pg_catalog.current_setting('request.jwt.claims', true) <> '' or pg_catalog.current_setting('request.headers', true) <> ''
+     or pg_catalog.current_setting('meshaudit.actor', true) <> '' then
+    return meshaudit_private.session_caller();
+  end if;
+  c.user_identity := session_user;
+  c.identity_source := 'database';
+  c.ip_address := pg_catalog.inet_client_addr();
+  return c;
+end
+$$;
+comment on function meshaudit_private.caller_now() is 'session_caller(), the quick way where no setting has a say.';
+
+-- Records an access in the journal alone: in READ ONLY transactions, in journal mode, and denials. False: the journal
+-- is not armed. Raises MA002 if it is, but cannot be relied on.
+create function meshaudit_private.journal_access(
+  p_operation text, p_outcome text, p_secret_id text, p_secret_table text, p_scope text, p_role text
+) returns boolean
+language plpgsql volatile set search_path = ''
+as $$
+declare
+  j meshaudit_private.journal;
+  c meshaudit_private.caller;
+begin
+  j := meshaudit_private.usable_journal();
+  if not j.armed then
+    return false;
+  end if;
+  c := meshaudit_private.caller_now();
+  perform meshaudit_private.emit(
+    meshaudit_private.sign(j.key_id, j.inner_key, j.outer_key, row(
+      pg_catalog.pg_current_wal_insert_lsn(), pg_catalog.gen_random_uuid(), meshaudit_private.deciding_xid(),
+      null, null,
+      pg_catalog.encode(pg_catalog.timestamptz_send(pg_catalog.clock_timestamp()), 'hex'),
+      p_operation, p_outcome, p_secret_id, p_secret_table, p_scope, c.user_identity, c.identity_source,
+      c.claimed_identity, session_user, p_role, c.ip_address,
+      nullif(pg_catalog.current_setting('application_name'), ''), c.user_agent, c.request_id,
+      null, null, null, null)::meshaudit_private.journal_record),
+    j.flush);
+  return true;
+end
+$$;
+comment on function meshaudit_private.journal_access(text, text, text, text, text, text) is
+  'Records an access in the journal alone; false if it is not armed. Raises MA002 if it cannot be relied on.';
+
+-- For READ ONLY and journal mode: recorded, or refused.
+create function meshaudit_private.refuse_unrecorded() returns void
+language plpgsql volatile set search_path = ''
+as $$
+begin
+  raise exception 'no store can record this access' using errcode = 'MA002',
+    hint = 'The transaction is READ ONLY (or the vault in journal mode) and the journal is not armed: run select meshaudit.arm_journal() and keep meshaudit seal --follow running, or use a READ WRITE transaction.';
+end
+$$;
+comment on function meshaudit_private.refuse_unrecorded() is 'Raises MA002.';
+
+create function meshaudit_private.must_journal(
+  p_operation text, p_secret_id text, p_secret_table text, p_scope text, p_role text
+) returns void
+language plpgsql volatile set search_path = ''
+as $$
+begin
+  if not meshaudit_private.journal_access(p_operation, 'granted', p_secret_id, p_secret_table, p_scope, p_role) then
+    perform meshaudit_private.refuse_unrecorded();
+  end if;
+end
+$$;
+comment on function meshaudit_private.must_journal(text, text, text, text, text) is
+  'Records an access in the journal; raises MA002 if that cannot be done.';
+
+-- A denial is recorded if the journal is armed, and never keeps the error from its caller.
+create function meshaudit_private.journal_denial(p_operation text, p_secret_id text, p_scope text, p_role text) returns void
+language plpgsql volatile set search_path = ''
+as $$
+begin
+  perform meshaudit_private.journal_access(
+    p_operation, 'denied', pg_catalog."left"(p_secret_id, 512), 'meshaudit.secrets', pg_catalog."left"(p_scope, 255), p_role);
+exception
+  when sqlstate 'MA002' then
+    null;
+end
+$$;
+comment on function meshaudit_private.journal_denial(text, text, text, text) is 'Records a denial in the journal, if there is one.';
+
+-- An entry of the ledger is in the journal too, so that it comes back when its transaction is rolled back.
+create function meshaudit_private.journal_entry(e meshaudit_private.ledger, j meshaudit_private.journal) returns void
+language plpgsql volatile set search_path = ''
+as $$
+begin
+  if not j.armed then
+    raise exception 'no access without an armed journal' using errcode = 'MA002',
+      hint = 'Setting require_journal is on: run select meshaudit.arm_journal() and keep meshaudit seal --follow running.';
+  end if;
+  if j.required and not meshaudit_private.journal_works(k) from meshaudit_private.journal k then
+    raise exception 'the journal''s slot is gone or has lost records' using errcode = 'MA002',
+      hint = 'Setting require_journal is on: run select meshaudit.arm_journal(), which records the gap and makes a new slot.';
+  end if;
+  perform meshaudit_private.emit(
+    meshaudit_private.sign(j.key_id, j.inner_key, j.outer_key, row(
+      pg_catalog.pg_current_wal_insert_lsn(), e.access_id, pg_catalog.pg_current_xact_id(), e.lane, e.seq,
+      pg_catalog.encode(pg_catalog.timestamptz_send(e."timestamp"), 'hex'),
+      e.operation, e.outcome, e.secret_id, e.secret_table, e.scope, e.user_identity, e.identity_source,
+      e.claimed_identity, e.db_user, e.db_role, e.ip_address, e.application_name, e.user_agent, e.request_id,
+      null, null, null, null)::meshaudit_private.journal_record),
+    j.flush);
+end
+$$;
+comment on function meshaudit_private.journal_entry(meshaudit_private.ledger, meshaudit_private.journal) is
+  'Records an entry of the ledger in the journal. Raises MA002 if the journal is required and not armed.';
+
+-- sql/27_journal_batch.sql
+
+-- Many accesses in the journal at once: a record holds up to 500, and only the last record is waited for.
+
+-- e says what they have in common, and where the first of them stands in the ledger (lane null: nowhere).
+create function meshaudit_private.emit_batch(
+  j meshaudit_private.journal, e meshaudit_private.ledger, p_xid xid8, p_secret_ids text[], p_scopes text[],
+  p_times timestamptz[], p_access_ids uuid[]
+) returns void
+language plpgsql volatile set search_path = ''
+as $$
+declare
+  v_count constant pg_catalog.int4 := pg_catalog.cardinality(p_secret_ids);
+  v_ats constant pg_catalog.text[] := array(
+    select pg_catalog.encode(pg_catalog.timestamptz_send(t.at), 'hex') from unnest(p_times) with ordinality t (at, i) order by t.i);
+  v_last pg_catalog.int4;
+begin
+  for i in 1 .. v_count by 500 loop
+    v_last := least(i + 499, v_count);
+    perform meshaudit_private.emit(
+      meshaudit_private.sign(j.key_id, j.inner_key, j.outer_key, row(
+        pg_catalog.pg_current_wal_insert_lsn(), p_access_ids[i], p_xid, e.lane, e.seq + i - 1, v_ats[i], e.operation,
+        e.outcome, null, e.secret_table, null, e.user_identity, e.identity_source, e.claimed_identity, e.db_user,
+        e.db_role, e.ip_address, e.application_name, e.user_agent, e.request_id,
+        p_secret_ids[i:v_last], p_scopes[i:v_last], v_ats[i:v_last], p_access_ids[i:v_last]
+      )::meshaudit_private.journal_record),
+      j.flush and v_last = v_count);
+  end loop;
+end
+$$;
+comment on function meshaudit_private.emit_batch(
+  meshaudit_private.journal, meshaudit_private.ledger, xid8, text[], text[], timestamptz[], uuid[]
+) is 'Emits records of many accesses.';
+
+-- must_journal() for many.
+create function meshaudit_private.must_journal_many(
+  p_operation text, p_secret_ids text[], p_secret_table text, p_scopes text[], p_role text
+) returns void
+language plpgsql volatile set search_path = ''
+as $$
+declare
+  j meshaudit_private.journal;
+  c meshaudit_private.caller;
+  e meshaudit_private.ledger;
+  v_access_ids constant pg_catalog.uuid[] := array(select pg_catalog.gen_random_uuid() from unnest(p_secret_ids));
+  v_times constant pg_catalog.timestamptz[] := array(select pg_catalog.clock_timestamp() from unnest(p_secret_ids));
+begin
+  j := meshaudit_private.usable_journal();
+  if not j.armed then
+    perform meshaudit_private.refuse_unrecorded();
+  end if;
+  c := meshaudit_private.caller_now();
+  e.operation := p_operation;
+  e.outcome := 'granted';
+  e.secret_table := p_secret_table;
+  e.user_identity := c.user_identity;
+  e.identity_source := c.identity_source;
+  e.claimed_identity := c.claimed_identity;
+  e.db_user := session_user;
+  e.db_role := p_role;
+  e.ip_address := c.ip_address;
+  e.application_name := nullif(pg_catalog.current_setting('application_name'), '');
+  e.user_agent := c.user_agent;
+  e.request_id := c.request_id;
+  perform meshaudit_private.emit_batch(
+    j, e, meshaudit_private.deciding_xid(), p_secret_ids, p_scopes, v_times, v_access_ids);
+end
+$$;
+comment on function meshaudit_private.must_journal_many(text, text[], text, text[], text) is
+  'Records many accesses in the journal; raises MA002 if that cannot be done.';
+
 -- sql/30_record.sql
 
 -- Recording many accesses at once. (One access is one INSERT into the ledger: 11_ledger.sql.)
@@ -935,6 +1388,7 @@ declare
   v_prev_hashes pg_catalog.bytea[];
   v_hashes pg_catalog.bytea[];
   v_hash pg_catalog.bytea;
+  j meshaudit_private.journal;
 begin
   if v_count = 0 then
     return;
@@ -969,6 +1423,13 @@ begin
       e.user_agent, e.request_id, b.access_id, e.lane, e.seq + b.i, b.prev_hash, b.hash
     from unnest(v_ids, p_secret_ids[2:], v_times, p_scopes[2:], v_access_ids, v_prev_hashes, v_hashes)
       with ordinality b (id, secret_id, at, scope, access_id, prev_hash, hash, i);
+  select * into j from meshaudit_private.journal;
+  if j.armed then
+    e.seq := e.seq + 1;
+    perform meshaudit_private.emit_batch(j, e, pg_catalog.pg_current_xact_id(), p_secret_ids[2:], p_scopes[2:], v_times[2:],
+      v_access_ids[2:]);
+    e.seq := e.seq - 1;
+  end if;
   -- ours since the first entry
   update meshaudit_private.lane_heads
     set seq = e.seq + v_count - 1, prev_hash = v_prev_hashes[v_count], hash = v_hash
@@ -987,10 +1448,11 @@ comment on function meshaudit_private.record_accesses(text, text, text[], text, 
 -- Only the public functions (42_vault_api.sql) call them: without USAGE on this schema nobody else can name them. (Members
 -- of pg_read_all_data have USAGE everywhere: one who is also a client can give a false db_role, though not db_user.)
 
-create function meshaudit_private.no_such_secret(p_what text) returns void
+create function meshaudit_private.no_such_secret(p_operation text, p_what text, p_scope text, p_role text) returns void
 language plpgsql volatile set search_path = ''
 as $$
 begin
+  perform meshaudit_private.journal_denial(p_operation, p_what, p_scope, p_role);
   raise exception 'no such secret: %', pg_catalog."left"(p_what, 100)
     using errcode = 'MA004', hint = 'It was never written, or it has been deleted; ids and keys are exact.';
 end
@@ -1048,13 +1510,19 @@ as $$
 declare
   v_scope pg_catalog.text;
   v_value pg_catalog.bytea;
+  v_mode pg_catalog.text;
 begin
-  select s.scope, s.value into v_scope, v_value from meshaudit_private.secrets s where s.id = p_id;
+  select s.scope, s.value, j.vault_mode into v_scope, v_value, v_mode
+    from meshaudit_private.secrets s, meshaudit_private.journal j where s.id = p_id;
   if v_scope is null then
-    perform meshaudit_private.no_such_secret(p_id::pg_catalog.text);
+    perform meshaudit_private.no_such_secret('read', p_id::pg_catalog.text, '', p_role);
   end if;
-  insert into meshaudit_private.ledger (secret_id, operation, outcome, secret_table, scope, db_role)
-    values (p_id, 'read', 'granted', 'meshaudit.secrets', v_scope, p_role);
+  if v_mode = 'journal' or pg_catalog.current_setting('transaction_read_only') = 'on' then
+    perform meshaudit_private.must_journal('read', p_id::pg_catalog.text, 'meshaudit.secrets', v_scope, p_role);
+  else
+    insert into meshaudit_private.ledger (secret_id, operation, outcome, secret_table, scope, db_role)
+      values (p_id, 'read', 'granted', 'meshaudit.secrets', v_scope, p_role);
+  end if;
   return v_value;
 end
 $$;
@@ -1067,15 +1535,21 @@ as $$
 declare
   v_id pg_catalog.uuid;
   v_value pg_catalog.bytea;
+  v_mode pg_catalog.text;
 begin
   perform meshaudit_private.check_name(p_key, p_scope);
-  select s.id, s.value into v_id, v_value from meshaudit_private.secrets s
+  select s.id, s.value, j.vault_mode into v_id, v_value, v_mode
+    from meshaudit_private.secrets s, meshaudit_private.journal j
     where s.name_digest = meshaudit_private.name_digest(p_key, p_scope);
   if v_id is null then
-    perform meshaudit_private.no_such_secret(p_key);
+    perform meshaudit_private.no_such_secret('read', p_key, p_scope, p_role);
   end if;
-  insert into meshaudit_private.ledger (secret_id, operation, outcome, secret_table, scope, db_role)
-    values (v_id, 'read', 'granted', 'meshaudit.secrets', p_scope, p_role);
+  if v_mode = 'journal' or pg_catalog.current_setting('transaction_read_only') = 'on' then
+    perform meshaudit_private.must_journal('read', v_id::pg_catalog.text, 'meshaudit.secrets', p_scope, p_role);
+  else
+    insert into meshaudit_private.ledger (secret_id, operation, outcome, secret_table, scope, db_role)
+      values (v_id, 'read', 'granted', 'meshaudit.secrets', p_scope, p_role);
+  end if;
   return v_value;
 end
 $$;
@@ -1089,6 +1563,7 @@ declare
   v_ids pg_catalog.uuid[];
   v_scopes pg_catalog.text[];
   v_values pg_catalog.bytea[];
+  v_unknown pg_catalog.uuid;
 begin
   if p_ids is null then
     raise exception 'ids must not be null' using errcode = 'MA005', hint = 'Pass an array of secret ids; it may be empty.';
@@ -1098,7 +1573,18 @@ begin
     into v_ids, v_scopes, v_values
     from meshaudit_private.secrets s
     where s.id = any (p_ids);
-  perform meshaudit_private.record_accesses('read', 'granted', v_ids::pg_catalog.text[], 'meshaudit.secrets', v_scopes, p_role);
+  if (select j.vault_mode from meshaudit_private.journal j) = 'journal'
+     or pg_catalog.current_setting('transaction_read_only') = 'on' then
+    if v_ids is not null then
+      perform meshaudit_private.must_journal_many('read', v_ids::pg_catalog.text[], 'meshaudit.secrets', v_scopes, p_role);
+    end if;
+  else
+    perform meshaudit_private.record_accesses(
+      'read', 'granted', v_ids::pg_catalog.text[], 'meshaudit.secrets', v_scopes, p_role);
+  end if;
+  for v_unknown in select distinct i from unnest(p_ids) i where i is not null and i <> all (coalesce(v_ids, '{}')) limit 100 loop
+    perform meshaudit_private.journal_denial('read', v_unknown::pg_catalog.text, '', p_role);
+  end loop;
   return query select * from unnest(v_ids, v_values);
 end
 $$;
@@ -1123,7 +1609,7 @@ $$;
 revoke all on function meshaudit_private.delete_secret(uuid, name) from public;
 grant execute on function meshaudit_private.delete_secret(uuid, name) to meshaudit_client;
 
-comment on function meshaudit_private.no_such_secret(text) is 'Raises MA004.';
+comment on function meshaudit_private.no_such_secret(text, text, text, text) is 'Records the denial in the journal and raises MA004.';
 comment on function meshaudit_private.check_name(text, text) is 'Raises MA005 unless key and scope are usable.';
 comment on function meshaudit_private.name_digest(text, text) is 'What a secret is found by: a digest of scope and key.';
 comment on function meshaudit_private.write_secret(text, bytea, text, name) is 'meshaudit.write_secret(), for a role.';
@@ -1140,9 +1626,10 @@ create function meshaudit.set_setting(name text, value text) returns void
 language plpgsql volatile security definer set search_path = ''
 as $$
 begin
-  if name not in ('gateway_roles', 'api_roles', 'address_headers', 'partition_interval', 'partitions_ahead') or name is null then
+  if name not in ('gateway_roles', 'api_roles', 'address_headers', 'partition_interval', 'partitions_ahead',
+      'vault_mode', 'require_journal', 'journal_flush') or name is null then
     raise exception 'no setting named "%"', pg_catalog."left"(name, 100) using errcode = 'MA005',
-      hint = 'Settings: gateway_roles, api_roles, address_headers (comma-separated lists), partition_interval (month, week or day), partitions_ahead (1 to 400).';
+      hint = 'Settings: gateway_roles, api_roles, address_headers (comma-separated lists), partition_interval (month, week or day), partitions_ahead (1 to 400), vault_mode (ledger or journal), require_journal, journal_flush (true or false).';
   end if;
   begin
     case name
@@ -1156,10 +1643,16 @@ begin
         update meshaudit_private.settings set partition_interval = value where singleton;
       when 'partitions_ahead' then
         update meshaudit_private.settings set partitions_ahead = value::pg_catalog.int4 where singleton;
+      when 'vault_mode' then
+        update meshaudit_private.journal set vault_mode = value where singleton;
+      when 'require_journal' then
+        update meshaudit_private.journal set required = value::pg_catalog.bool where singleton;
+      when 'journal_flush' then
+        update meshaudit_private.journal set flush = value::pg_catalog.bool where singleton;
     end case;
   exception when check_violation or not_null_violation or data_exception then
     raise exception 'bad value for setting "%"', name using errcode = 'MA005',
-      hint = 'Lists are comma-separated; partition_interval is month, week or day; partitions_ahead is 1 to 400.';
+      hint = 'Lists are comma-separated; partition_interval is month, week or day; partitions_ahead is 1 to 400; vault_mode is ledger or journal; require_journal and journal_flush are true or false.';
   end;
   insert into meshaudit_private.ledger (secret_id, access_type, operation, outcome, secret_table, scope)
     values (name, 'write', 'update', 'granted', 'meshaudit.settings', '*');
@@ -1178,10 +1671,12 @@ create function meshaudit.get_setting(name text) returns text
 language sql stable security definer set search_path = ''
 as $$
   select case when j.v ~ '^[{]' then pg_catalog.array_to_string(j.v::pg_catalog.text[], ',') else j.v end
-  from meshaudit_private.settings s,
+  from meshaudit_private.settings s, meshaudit_private.journal k,
     lateral (values ('gateway_roles', s.gateway_roles::pg_catalog.text), ('api_roles', s.api_roles::pg_catalog.text),
       ('address_headers', s.address_headers::pg_catalog.text), ('partition_interval', s.partition_interval),
-      ('partitions_ahead', s.partitions_ahead::pg_catalog.text), ('ledger_id', s.ledger_id::pg_catalog.text)) j (n, v)
+      ('partitions_ahead', s.partitions_ahead::pg_catalog.text), ('ledger_id', s.ledger_id::pg_catalog.text),
+      ('vault_mode', k.vault_mode), ('require_journal', k.required::pg_catalog.text),
+      ('journal_flush', k.flush::pg_catalog.text)) j (n, v)
   where j.n = name
 $$;
 revoke all on function meshaudit.get_setting(text) from public;
@@ -1189,7 +1684,7 @@ grant execute on function meshaudit.get_setting(text) to meshaudit_auditor, mesh
 
 comment on function meshaudit_private.list(text) is 'A comma-separated list as an array; null if it is empty.';
 comment on function meshaudit.set_setting(text, text) is
-  'Changes a setting: gateway_roles, api_roles, address_headers (comma-separated), partition_interval (month, week, day), partitions_ahead (1 to 400). Recorded as an update of meshaudit.settings. Raises MA005 on a bad name or value.';
+  'Changes a setting: gateway_roles, api_roles, address_headers (comma-separated), partition_interval (month, week, day), partitions_ahead (1 to 400), vault_mode (ledger, journal), require_journal, journal_flush (true, false). Recorded as an update of meshaudit.settings. Raises MA005 on a bad name or value.';
 comment on function meshaudit.get_setting(text) is 'A setting''s value as text (or ledger_id); null if there is none of that name.';
 
 -- sql/42_vault_api.sql
@@ -1500,34 +1995,50 @@ return coalesce(
     l.secret_table, l.scope, l.identity_source, l.claimed_identity, l.db_user, l.db_role, l.application_name,
     l.user_agent, l.request_id, l.access_id)), false);
 
--- Entries that do not simply continue the one before and lead to the next: only these can be at fault.
-create function meshaudit_private.suspects(p_from timestamptz, p_to timestamptz)
-returns setof meshaudit_private.suspect
-language plpgsql stable set search_path = '' set work_mem = '64MB'
+-- Which entries are unsound. All the hashing is here, apart from the links, because only a query without an order
+-- is given to parallel workers, and in plpgsql only RETURN QUERY is.
+create function meshaudit_private.unsound(p_from timestamptz, p_to timestamptz) returns setof text
+language plpgsql stable set search_path = ''
 as $$
 begin
   return query
-    with checked as (
-      select l.lane, l.seq, l.id, l.prev_hash, l.hash, l.tableoid, l.ctid,
-        pg_catalog.octet_length(l.prev_hash) = 32
+    select pg_catalog.concat(l.tableoid, l.ctid)
+    from meshaudit_private.ledger l
+    where (p_from is null or l."timestamp" >= p_from) and (p_to is null or l."timestamp" < p_to)
+      -- is_sound(l), written out: inlined, it would make a row of each row's columns first
+      and (pg_catalog.octet_length(l.prev_hash) = 32
         and l.hash = meshaudit_private.entry_hash(l.prev_hash, l.lane, l.seq, meshaudit_private.entry_tail(
           l.id, l.secret_id, l.access_type, l."timestamp", l.user_identity, l.ip_address, l.operation, l.outcome,
           l.secret_table, l.scope, l.identity_source, l.claimed_identity, l.db_user, l.db_role, l.application_name,
-          l.user_agent, l.request_id, l.access_id)) as sound
+          l.user_agent, l.request_id, l.access_id))) is not true;
+end
+$$;
+
+-- Entries that do not simply continue the one before and lead to the next: only these can be at fault.
+create function meshaudit_private.suspects(p_from timestamptz, p_to timestamptz)
+returns setof meshaudit_private.suspect
+language plpgsql stable set search_path = ''
+as $$
+declare
+  v_unsound constant pg_catalog.text[] := array(select u from meshaudit_private.unsound(p_from, p_to) u);
+begin
+  return query
+    with linked as (
+      select l.lane, l.seq, l.id, l.prev_hash, l.hash,
+        v_unsound = '{}' or pg_catalog.concat(l.tableoid, l.ctid) <> all (v_unsound) as sound,
+        l.tableoid, l.ctid,
+        pg_catalog.lag(l.seq) over w as before_seq, pg_catalog.lag(l.hash) over w as before_hash,
+        pg_catalog.lead(l.seq) over w as next_seq, pg_catalog.lead(l.prev_hash) over w as next_prev
       from meshaudit_private.ledger l
       where (p_from is null or l."timestamp" >= p_from) and (p_to is null or l."timestamp" < p_to)
-    ), linked as (
-      select c.*,
-        pg_catalog.lag(c.seq) over w as before_seq, pg_catalog.lag(c.hash) over w as before_hash,
-        pg_catalog.lead(c.seq) over w as next_seq, pg_catalog.lead(c.prev_hash) over w as next_prev
-      from checked c
-      window w as (partition by c.lane order by c.seq, c.id)
+      -- as the primary key has them; an order by id as well would have to be sorted
+      window w as (partition by l.lane order by l.seq)
     )
-    select l.lane, l.seq, l.id, l.prev_hash, l.hash, coalesce(l.sound, false), pg_catalog.concat(l.tableoid, l.ctid),
+    select l.lane, l.seq, l.id, l.prev_hash, l.hash, l.sound, pg_catalog.concat(l.tableoid, l.ctid),
       l.before_seq, l.next_seq, h.seq, h.hash
     from linked l
     left join meshaudit_private.lane_heads h on h.lane = l.lane
-    where l.sound is not true or h.seq is null or l.seq >= h.seq or l.seq < 1
+    where not l.sound or h.seq is null or l.seq >= h.seq or l.seq < 1
       or least(l.before_seq, 9223372036854775806) + 1 is distinct from l.seq
       or least(l.seq, 9223372036854775806) + 1 is distinct from l.next_seq
       or l.prev_hash is distinct from l.before_hash or l.next_prev is distinct from l.hash
@@ -1717,6 +2228,7 @@ end;
 
 comment on type meshaudit_private.suspect is 'An entry and its neighbours, for verify(). "at" says which row it is.';
 comment on function meshaudit_private.is_sound(meshaudit_private.ledger) is 'Whether an entry''s hash is that of its bytes.';
+comment on function meshaudit_private.unsound(timestamptz, timestamptz) is 'Which rows'' hashes are not those of their bytes.';
 comment on function meshaudit_private.suspects(timestamptz, timestamptz) is
   'Entries that do not simply continue the one before, with what is needed to tell why.';
 comment on function meshaudit_private.is_named(meshaudit_private.suspect, text[]) is
@@ -1839,10 +2351,7 @@ begin
   detail := coalesce('can read secrets without an entry (superusers, or BYPASSRLS with pg_read_all_data): ' || v_list, 'none');
   return next;
 
-  "check" := 'rolled-back accesses';
-  ok := false;
-  detail := 'an access that is rolled back leaves no trace: the journal is not armed';
-  return next;
+  return query select * from meshaudit_private.journal_status();
 end
 $$;
 revoke all on function meshaudit_private.status(text) from public;
@@ -1874,6 +2383,651 @@ grant execute on function meshaudit.schema_version() to meshaudit_client, meshau
 
 comment on function meshaudit.schema_version() is
   'Name of the last migration in this schema: the version to compare with what a program expects.';
+
+-- sql/70_entries_of_records.sql
+
+-- From records of the journal to entries of the ledger.
+
+create function meshaudit_private.time_of(p_at text) returns timestamptz
+language sql immutable set search_path = ''
+as $$
+  select '2000-01-01 00:00:00+00'::pg_catalog.timestamptz
+    + ('x' || p_at)::pg_catalog."bit"(64)::pg_catalog.int8 * '1 microsecond'::pg_catalog.interval
+$$;
+
+-- A record as an entry, not chained yet.
+create function meshaudit_private.entry_of(r meshaudit_private.journal_record, p_outcome text) returns meshaudit_private.ledger
+language sql volatile set search_path = ''
+as $$
+  select row(
+    pg_catalog.nextval('meshaudit_private.ledger_id'), r.secret_id,
+    case r.operation when 'read' then 'read' else 'write' end,
+    meshaudit_private.time_of(r.at), r.user_identity, r.ip_address, r.operation, p_outcome, r.secret_table, r.scope,
+    r.identity_source, r.claimed_identity, r.db_user, r.db_role, r.application_name, r.user_agent, r.request_id,
+    r.access_id, -1, 0::pg_catalog.int8, ''::pg_catalog.bytea, ''::pg_catalog.bytea)::meshaudit_private.ledger
+$$;
+
+-- Chains entries that say themselves who called, and adds them: the first takes a lane, the others follow it.
+create function meshaudit_private.append_entries(p_entries meshaudit_private.ledger[]) returns void
+language plpgsql volatile set search_path = ''
+as $$
+declare
+  v_count constant pg_catalog.int4 := coalesce(pg_catalog.cardinality(p_entries), 0);
+  v_rows meshaudit_private.ledger[];
+  e meshaudit_private.ledger;
+  v_lane pg_catalog.int4;
+  v_seq pg_catalog.int8;
+  v_hash pg_catalog.bytea;
+begin
+  if v_count = 0 then
+    return;
+  end if;
+  e := p_entries[1];
+  insert into meshaudit_private.ledger select e.* returning lane, seq, hash into v_lane, v_seq, v_hash;
+  for i in 2 .. v_count loop
+    e := p_entries[i];
+    v_seq := v_seq + 1;
+    e.lane := v_lane;
+    e.seq := v_seq;
+    e.prev_hash := v_hash;
+    v_hash := meshaudit_private.entry_hash(v_hash, v_lane, v_seq, meshaudit_private.entry_tail(
+      e.id, e.secret_id, e.access_type, e."timestamp", e.user_identity, e.ip_address, e.operation, e.outcome,
+      e.secret_table, e.scope, e.identity_source, e.claimed_identity, e.db_user, e.db_role, e.application_name,
+      e.user_agent, e.request_id, e.access_id));
+    e.hash := v_hash;
+    v_rows[i - 1] := e;
+  end loop;
+  if v_count > 1 then
+    insert into meshaudit_private.ledger select r.* from unnest(v_rows) r;
+    update meshaudit_private.lane_heads
+      set seq = v_seq, prev_hash = e.prev_hash, hash = v_hash where lane = v_lane;
+  end if;
+end
+$$;
+
+comment on function meshaudit_private.time_of(text) is 'The time that a record gives in hex.';
+comment on function meshaudit_private.entry_of(meshaudit_private.journal_record, text) is 'A record as an entry, not chained.';
+comment on function meshaudit_private.append_entries(meshaudit_private.ledger[]) is 'Chains entries and adds them to the ledger.';
+
+-- sql/71_denials.sql
+
+-- The bound on denials: 60 entries a minute and identity; the others are counted, and told by one entry a minute.
+
+-- Of the denials among entries, those within the bound; of all others, all.
+create function meshaudit_private.bound_denials(p_entries meshaudit_private.ledger[]) returns meshaudit_private.ledger[]
+language sql volatile set search_path = ''
+as $$
+  with numbered as materialized (
+    select e.entry, e.minute, e.denied, pg_catalog.row_number() over (
+      partition by e.denied, (e.entry).user_identity, e.minute order by (e.entry).id) as number
+    from (
+      select p as entry, p.outcome = 'denied' as denied, pg_catalog.date_trunc('minute', p."timestamp") as minute
+      from unnest(p_entries) p) e
+  ), before as materialized (
+    select d.user_identity, d.minute, d.denials from meshaudit_private.journal_denials d
+  ), counted as (
+    insert into meshaudit_private.journal_denials as d (user_identity, minute, denials)
+      select (n.entry).user_identity, n.minute, pg_catalog.count(*) from numbered n where n.denied group by 1, 2
+      on conflict (user_identity, minute) do update set denials = d.denials + excluded.denials
+  )
+  select pg_catalog.array_agg(n.entry order by (n.entry).id)
+  from numbered n
+  left join before b on b.user_identity = (n.entry).user_identity and b.minute = n.minute
+  where not n.denied or n.number + coalesce(b.denials, 0) <= 60
+$$;
+
+-- One entry for the denials of a minute that were not written, once the minute is well past.
+create function meshaudit_private.close_denials() returns meshaudit_private.ledger[]
+language sql volatile set search_path = ''
+as $$
+  with closed as (
+    delete from meshaudit_private.journal_denials
+    where minute < pg_catalog.clock_timestamp() - '3 minutes'::pg_catalog.interval
+    returning user_identity, minute, denials
+  )
+  select pg_catalog.array_agg(row(
+    pg_catalog.nextval('meshaudit_private.ledger_id'), (c.denials - 60) || ' more denials', 'read', c.minute,
+    c.user_identity, null, 'read', 'denied', 'meshaudit.denials', '*', 'database', null, session_user, session_user,
+    null, null, null, pg_catalog.gen_random_uuid(), -1, 0::pg_catalog.int8, ''::pg_catalog.bytea,
+    ''::pg_catalog.bytea)::meshaudit_private.ledger)
+  from closed c
+  where c.denials > 60
+$$;
+
+comment on function meshaudit_private.bound_denials(meshaudit_private.ledger[]) is
+  'Entries less the denials over 60 a minute and identity, which are counted.';
+comment on function meshaudit_private.close_denials() is 'An entry for each past minute''s denials that were not written.';
+
+-- sql/72_seal_messages.sql
+
+-- The sealer: turns records of the journal that have no entry in the ledger into entries.
+--
+-- Invariants
+--   * one at a time: whoever seals holds the row of journal_progress; a second finds it locked and leaves;
+--   * what is sealed and how far (sealed_lsn) is one transaction. The slot is advanced by the next run, up to where
+--     the last one committed: killed at any instant, nothing is lost and nothing is doubled;
+--   * a record of a transaction that is still open waits in journal_pending, and the slot goes on;
+--   * only signed records count; of those, each access makes one entry.
+--
+-- The work is done in sets, since a busy database has tens of thousands of records a second, nearly all of which have
+-- their entry already.
+
+create type meshaudit_private.journal_item as (lsn pg_lsn, status text, r meshaudit_private.journal_record);
+comment on type meshaudit_private.journal_item is 'A genuine record, and what became of its transaction.';
+
+-- Genuine records among messages, those that waited included, with the state of their transactions; and how many
+-- messages were none, or were old ones sent again. A denial stands whatever its transaction does.
+create function meshaudit_private.open_messages(
+  p_lsns pg_lsn[], p_contents bytea[],
+  out items meshaudit_private.journal_item[], out forged bigint, out garbage bigint, out replayed bigint
+)
+language sql volatile set search_path = ''
+as $$
+  with messages as (
+    select m.lsn, m.content,
+      case when pg_catalog.octet_length(m.content) >= 40 and pg_catalog.get_byte(m.content, 0) = 1 then
+        ('x' || pg_catalog.encode(pg_catalog.substr(m.content, 2, 4), 'hex'))::pg_catalog."bit"(32)::pg_catalog.int4
+      end as key_id
+    from unnest(p_lsns, p_contents) m (lsn, content)
+  ), checked as (
+    select m.lsn, m.key_id, pg_catalog.substr(m.content, 38) as body,
+      k.key_id is not null and pg_catalog.substr(m.content, 6, 32)
+        = pg_catalog.sha256(k.outer_key || pg_catalog.sha256(k.inner_key || pg_catalog.substr(m.content, 38))) as genuine
+    from messages m
+    left join meshaudit_private.journal_keys k on k.key_id = m.key_id
+  ), records as materialized (
+    select c.lsn, pg_catalog.convert_from(c.body, 'UTF8')::meshaudit_private.journal_record as r, false as waited
+    from checked c
+    where c.genuine
+    union all
+    select p.lsn, p.payload::meshaudit_private.journal_record, true
+    from meshaudit_private.journal_pending p
+  ), timely as materialized (
+    -- half of how long journal_seen remembers
+    select x.lsn, x.r, x.waited or x.lsn - (x.r).written between 0 and 536870912 as timely from records x
+  )
+  select
+    (select pg_catalog.array_agg(row(x.lsn,
+        case when (x.r).xid is null or (x.r).outcome = 'denied' then 'none'
+          -- too new to be asked about: still open, or of another server whose data came here
+          when (x.r).xid >= pg_catalog.pg_snapshot_xmax(pg_catalog.pg_current_snapshot()) then 'in progress'
+          else coalesce(pg_catalog.pg_xact_status((x.r).xid), 'aborted') end,
+        x.r)::meshaudit_private.journal_item order by x.lsn)
+      from timely x where x.timely),
+    (select pg_catalog.count(*) from checked c where c.key_id is not null and not c.genuine),
+    (select pg_catalog.count(*) from checked c where c.key_id is null),
+    (select pg_catalog.count(*) from timely x where not x.timely)
+$$;
+
+-- The entries that these records ask for and the ledger lacks. Call it in a later snapshot than open_messages():
+-- what was over by then is visible now.
+create function meshaudit_private.missing_entries(
+  p_items meshaudit_private.journal_item[], out entries meshaudit_private.ledger[], out replayed bigint
+)
+language sql volatile set search_path = ''
+as $$
+  with over as materialized (
+    select i.lsn, i.status, i.r from unnest(p_items) i where i.status <> 'in progress'
+  ), singles as (
+    select o.lsn, 0::pg_catalog.int8 as n, o.status, o.r from over o where (o.r).secret_ids is null
+    union all
+    -- a batch's entries follow each other
+    select o.lsn, b.n, o.status, row(
+      (o.r).written, b.access_id, (o.r).xid, (o.r).lane, (o.r).seq + b.n - 1, b.at, (o.r).operation, (o.r).outcome, b.secret_id,
+      (o.r).secret_table, b.scope, (o.r).user_identity, (o.r).identity_source, (o.r).claimed_identity, (o.r).db_user,
+      (o.r).db_role, (o.r).ip_address, (o.r).application_name, (o.r).user_agent, (o.r).request_id,
+      null, null, null, null)::meshaudit_private.journal_record
+    from over o,
+      lateral unnest((o.r).secret_ids, (o.r).scopes, (o.r).ats, (o.r).access_ids)
+        with ordinality b (secret_id, scope, at, access_id, n)
+    where (o.r).secret_ids is not null
+  ), missing as materialized (
+    select s.lsn, s.n, s.status, s.r from singles s
+    where (s.r).lane is null or not exists (
+      select from meshaudit_private.ledger l
+      where l.lane = (s.r).lane and l.seq = (s.r).seq and l."timestamp" = meshaudit_private.time_of((s.r).at)
+        and l.access_id = (s.r).access_id)
+  ), fresh as (
+    insert into meshaudit_private.journal_seen (access_id, lsn)
+      select (m.r).access_id, m.lsn from missing m order by m.lsn, m.n
+      on conflict do nothing
+      returning access_id
+  ), once as (
+    select distinct on ((m.r).access_id) m.lsn, m.n, m.status, m.r
+    from missing m join fresh f on f.access_id = (m.r).access_id
+    order by (m.r).access_id, m.lsn
+  )
+  select
+    (select pg_catalog.array_agg(meshaudit_private.entry_of(o.r, case
+        when (o.r).outcome = 'denied' then 'denied'
+        when (o.r).lane is not null or o.status = 'aborted' then 'rolled_back'
+        else (o.r).outcome
+      end))
+      from (select o.lsn, o.n, o.status, o.r from once o order by o.lsn, o.n) o),
+    (select pg_catalog.count(*) from missing) - (select pg_catalog.count(*) from fresh)
+$$;
+
+-- Seals messages, and what was pending; everything before p_upto is then done. Returns the number of entries made.
+create function meshaudit_private.seal_messages(p_lsns pg_lsn[], p_contents bytea[], p_upto pg_lsn, p_caught_up boolean)
+returns bigint
+language plpgsql volatile security definer set search_path = ''
+as $$
+declare
+  v_items meshaudit_private.journal_item[];
+  v_forged pg_catalog.int8;
+  v_garbage pg_catalog.int8;
+  v_replayed pg_catalog.int8;
+  v_entries meshaudit_private.ledger[];
+  v_denials meshaudit_private.ledger[];
+begin
+  select o.items, o.forged, o.garbage, o.replayed into v_items, v_forged, v_garbage, v_replayed
+    from meshaudit_private.open_messages(p_lsns, p_contents) o;
+  select m.entries, v_replayed + m.replayed into v_entries, v_replayed from meshaudit_private.missing_entries(v_items) m;
+
+  delete from meshaudit_private.journal_pending p
+    using unnest(v_items) i where p.access_id = (i.r).access_id and i.status <> 'in progress';
+  insert into meshaudit_private.journal_pending (access_id, lsn, payload)
+    select (i.r).access_id, i.lsn, i.r::pg_catalog.text from unnest(v_items) i where i.status = 'in progress'
+    on conflict do nothing;
+
+  v_entries := meshaudit_private.bound_denials(v_entries);
+  -- behind, it may yet come to denials of minutes long past
+  if p_caught_up then
+    v_entries := v_entries || meshaudit_private.close_denials();
+  end if;
+  perform meshaudit_private.append_entries(v_entries);
+
+  delete from meshaudit_private.journal_seen s 
+    where s.lsn < '0/0'::pg_catalog.pg_lsn + greatest(p_upto - '0/0'::pg_catalog.pg_lsn - 1073741824, 0);
+  update meshaudit_private.journal_progress set
+    sealed_lsn = greatest(sealed_lsn, p_upto), sealed_at = pg_catalog.clock_timestamp(),
+    forged = forged + v_forged, garbage = garbage + v_garbage, replayed = replayed + v_replayed
+    where singleton;
+  update meshaudit_private.journal set
+    healthy_until = pg_catalog.clock_timestamp() + '10 seconds'::pg_catalog.interval,
+    healthy_since = pg_catalog.pg_postmaster_start_time()
+    where ctid = (  -- never waits for a set_setting() that is not committed
+      select j.ctid from meshaudit_private.journal j
+      where j.healthy_until < pg_catalog.clock_timestamp() + '6 seconds'::pg_catalog.interval
+        or j.healthy_since is distinct from pg_catalog.pg_postmaster_start_time()
+      for update skip locked);
+  return coalesce(pg_catalog.cardinality(v_entries), 0);
+end
+$$;
+revoke all on function meshaudit_private.seal_messages(pg_lsn[], bytea[], pg_lsn, boolean) from public;
+grant execute on function meshaudit_private.seal_messages(pg_lsn[], bytea[], pg_lsn, boolean) to meshaudit_operator;
+
+comment on function meshaudit_private.open_messages(pg_lsn[], bytea[]) is
+  'Genuine records among messages, with the state of their transactions, and how many were forged or garbage.';
+comment on function meshaudit_private.missing_entries(meshaudit_private.journal_item[]) is
+  'The entries that records ask for and the ledger lacks, each once; and how many records were second ones.';
+comment on function meshaudit_private.seal_messages(pg_lsn[], bytea[], pg_lsn, boolean) is
+  'Seals messages of the journal; returns how many entries it made.';
+
+-- sql/73_seal.sql
+
+-- meshaudit.seal(): reads the slot and seals. Runs as its caller, who needs REPLICATION (Postgres asks for it) and
+-- meshaudit_operator; what touches the ledger is in SECURITY DEFINER functions.
+
+-- Takes the sealer's place; no row: somebody else has it.
+create function meshaudit_private.begin_seal() returns table (slot_name text, sealed_lsn pg_lsn)
+language plpgsql volatile security definer set search_path = ''
+as $$
+declare
+  j meshaudit_private.journal;
+  v_sealed pg_catalog.pg_lsn;
+begin
+  if pg_catalog.current_setting('transaction_isolation') <> 'read committed' then
+    -- it must see entries that are committed after it began
+    raise exception 'sealing takes a READ COMMITTED transaction' using errcode = 'MA005',
+      hint = 'Run it in autocommit, or in a transaction of isolation level READ COMMITTED.';
+  end if;
+  select p.sealed_lsn into v_sealed from meshaudit_private.journal_progress p for update skip locked;
+  if not found then
+    return;
+  end if;
+  select * into j from meshaudit_private.journal;
+  if not j.armed then
+    raise exception 'the journal is not armed' using errcode = 'MA002', hint = 'Run select meshaudit.arm_journal() first.';
+  end if;
+  if not meshaudit_private.slot_works(j.slot_name, v_sealed) then
+    raise exception 'the journal''s slot "%" is gone or has lost records after %', j.slot_name, v_sealed
+      using errcode = 'MA002', hint = 'Run select meshaudit.arm_journal(): it records the gap and makes a new slot.';
+  end if;
+  return query select j.slot_name, v_sealed;
+end
+$$;
+revoke all on function meshaudit_private.begin_seal() from public;
+grant execute on function meshaudit_private.begin_seal() to meshaudit_operator;
+
+comment on function meshaudit_private.begin_seal() is
+  'Takes the sealer''s place and says where to go on; no row if somebody else has it. Raises MA002 if the journal is not armed or its slot is lost.';
+
+-- At most p_limit messages. The statements were parsed when they were made: the caller has no USAGE on our schema.
+create function meshaudit_private.seal(p_limit int) returns bigint
+language sql volatile security invoker
+begin atomic
+  -- up to here the last run has committed
+  select pg_catalog.pg_replication_slot_advance(b.slot_name, b.sealed_lsn)
+  from meshaudit_private.begin_seal() b
+  join pg_catalog.pg_replication_slots s on s.slot_name = b.slot_name
+  where s.confirmed_flush_lsn < b.sealed_lsn;
+
+  with place as materialized (
+    select b.slot_name, b.sealed_lsn, pg_catalog.pg_current_wal_flush_lsn() as flushed
+    from meshaudit_private.begin_seal() b
+  ), peeked as materialized (
+    select c.lsn, c.data from place p,
+      lateral pg_catalog.pg_logical_slot_peek_binary_changes(p.slot_name::name, p.flushed, p_limit,
+        'proto_version', '1', 'publication_names', 'meshaudit_journal', 'messages', 'true') c
+  ), ours as (
+    -- M, flags (1 byte), LSN (8), "meshaudit" and a zero byte, length (4), content. We never send one that is
+    -- transactional (flags 1) or longer than 4 MiB: their content does not matter, and there may be much of it.
+    select c.lsn, case when pg_catalog.get_byte(c.data, 1) = 0 and pg_catalog.octet_length(c.data) <= 4194304
+      then pg_catalog.substr(c.data, 25) else '' end as content
+    from peeked c
+    where pg_catalog.get_byte(c.data, 0) = 77 and c.lsn > (select p.sealed_lsn from place p)
+      and pg_catalog.substr(c.data, 11, 10) = pg_catalog.decode('6d657368617564697400', 'hex')
+  ), sized as materialized (
+    select o.lsn, o.content, pg_catalog.sum(pg_catalog.octet_length(o.content)) over (order by o.lsn) as total from ours o
+  ), fitting as (
+    select s.lsn, s.content from sized s where s.total <= 67108864
+  ), read_to as (
+    select
+      case
+        when (select pg_catalog.count(*) from fitting) < (select pg_catalog.count(*) from sized) then (select max(f.lsn) from fitting f)
+        when pg_catalog.count(*) >= p_limit then max(c.lsn)
+        else greatest(max(c.lsn), (select p.flushed from place p))
+      end as lsn,
+      pg_catalog.count(*) < p_limit and (select pg_catalog.count(*) from fitting) = (select pg_catalog.count(*) from sized) as all_read
+    from peeked c
+  )
+  select coalesce((
+    select meshaudit_private.seal_messages(
+      (select pg_catalog.array_agg(m.lsn order by m.lsn) from fitting m),
+      (select pg_catalog.array_agg(m.content order by m.lsn) from fitting m),
+      t.lsn, t.all_read)
+    from place, read_to t), 0);
+end;
+revoke all on function meshaudit_private.seal(int) from public;
+grant execute on function meshaudit_private.seal(int) to meshaudit_operator;
+
+create function meshaudit.seal() returns bigint
+language sql volatile security invoker
+return meshaudit_private.seal(100000);
+revoke all on function meshaudit.seal() from public;
+grant execute on function meshaudit.seal() to meshaudit_operator;
+
+comment on function meshaudit_private.seal(int) is 'meshaudit.seal(), for at most so many messages.';
+comment on function meshaudit.seal() is
+  'Seals the journal: makes entries of its records that have none (rolled back, READ ONLY, denied, journal mode). Returns how many. Call it again until it returns 0. Needs meshaudit_operator and REPLICATION. One at a time: 0 if another runs. Raises MA002 if the journal is not armed or its slot is lost.';
+
+-- sql/74_arm.sql
+
+-- Arming and disarming the journal; each is an entry itself. The functions that touch the slot run as their caller, who
+-- needs REPLICATION, and are parsed when made (no USAGE on our schema).
+
+-- What must be known before a slot is made, because no slot can be made after a write.
+create function meshaudit_private.slot_to_make() returns name
+language plpgsql stable security definer set search_path = ''
+as $$
+begin
+  if pg_catalog.current_setting('wal_level') <> 'logical' then
+    raise exception 'the journal needs wal_level = logical, this server has %', pg_catalog.current_setting('wal_level')
+      using errcode = 'MA002', hint = 'Set wal_level = logical and restart the server.';
+  elsif not exists (select from pg_catalog.pg_publication p where p.pubname = 'meshaudit_journal') then
+    raise exception 'the publication meshaudit_journal is gone' using errcode = 'MA002',
+      hint = 'Run: create publication meshaudit_journal (it needs no tables).';
+  end if;
+  -- slots are named for the whole server; a copy of this database must not take the original's
+  return (select 'meshaudit_' || d.oid from pg_catalog.pg_database d where d.datname = pg_catalog.current_database());
+end
+$$;
+revoke all on function meshaudit_private.slot_to_make() from public;
+
+-- Whether there is a slot that goes on where the sealer stopped.
+create function meshaudit_private.slot_goes_on() returns boolean
+language sql stable security definer set search_path = ''
+as $$
+  select meshaudit_private.slot_works(j.slot_name, p.sealed_lsn)
+  from meshaudit_private.journal j, meshaudit_private.journal_progress p
+$$;
+revoke all on function meshaudit_private.slot_goes_on() from public;
+
+-- Notes that the slot was made at p_lsn: a new key, and an entry for what may have been lost before.
+create function meshaudit_private.note_armed(p_slot name, p_lsn pg_lsn, p_fresh boolean) returns text
+language plpgsql volatile security definer set search_path = ''
+as $$
+declare
+  j meshaudit_private.journal;
+  k meshaudit_private.journal_keys;
+  v_sealed pg_catalog.pg_lsn;
+  v_inner pg_catalog.bytea := '';
+  v_outer pg_catalog.bytea := '';
+  v_key constant pg_catalog.bytea := pg_catalog.decode(pg_catalog.replace(
+    pg_catalog.concat(pg_catalog.gen_random_uuid(), pg_catalog.gen_random_uuid(), pg_catalog.gen_random_uuid(),
+      pg_catalog.gen_random_uuid()), '-', ''), 'hex');
+begin
+  select p.sealed_lsn into v_sealed from meshaudit_private.journal_progress p for update;
+  select * into j from meshaudit_private.journal for update;
+  if not p_fresh and j.armed then
+    return 'armed already';
+  end if;
+  -- 64 bytes, as long as a block of SHA-256, of which 488 bits are random
+  for i in 0 .. 63 loop
+    v_inner := v_inner || pg_catalog.set_byte(pg_catalog.decode('00', 'hex'), 0, pg_catalog.get_byte(v_key, i) # 54);
+    v_outer := v_outer || pg_catalog.set_byte(pg_catalog.decode('00', 'hex'), 0, pg_catalog.get_byte(v_key, i) # 92);
+  end loop;
+  insert into meshaudit_private.journal_keys (inner_key, outer_key) values (v_inner, v_outer) returning * into k;
+  update meshaudit_private.journal set
+    armed = true, slot_name = p_slot, armed_at = pg_catalog.clock_timestamp(), key_id = k.key_id, inner_key = k.inner_key,
+    outer_key = k.outer_key, healthy_until = pg_catalog.clock_timestamp() + '10 seconds'::pg_catalog.interval,
+    healthy_since = pg_catalog.pg_postmaster_start_time()
+    where singleton;
+  update meshaudit_private.journal_progress set sealed_lsn = p_lsn, sealed_at = pg_catalog.clock_timestamp() where singleton;
+  insert into meshaudit_private.ledger (secret_id, access_type, operation, outcome, secret_table, scope)
+    values (case when j.armed then pg_catalog.format('gap %s..%s', v_sealed, p_lsn) else pg_catalog.format('armed at %s', p_lsn) end,
+      'write', (case when j.armed then 'update' else 'create' end), 'granted', 'meshaudit.journal', '*');
+  return case when j.armed then pg_catalog.format('armed anew; records between %s and %s may be missing', v_sealed, p_lsn)
+    else 'armed' end;
+end
+$$;
+revoke all on function meshaudit_private.note_armed(name, pg_lsn, boolean) from public;
+
+-- Where pg_cron is in this database, it seals: as the caller, who has what it takes. Says so, or what kept it from it.
+create function meshaudit_private.schedule_sealing(p_wanted boolean) returns text
+language plpgsql volatile security invoker set search_path = ''
+as $$
+declare
+  v_version constant pg_catalog.text := (select e.extversion from pg_catalog.pg_extension e where e.extname = 'pg_cron');
+  -- pg_cron 1.5 can do seconds
+  v_schedule constant pg_catalog.text := case
+    when v_version ~ '^1[.][0-4]([^0-9]|$)' then '* * * * *' else '1 seconds' end;
+begin
+  if v_version is null then
+    return '';
+  end if;
+  if p_wanted then
+    execute 'select cron.schedule($1, $2, $3)' using 'meshaudit seal', v_schedule, 'select meshaudit.seal()';
+    return pg_catalog.format('; pg_cron seals (%s)', v_schedule);
+  end if;
+  execute 'select cron.unschedule(j.jobid) from cron.job j where j.jobname = $1' using 'meshaudit seal';
+  return '';
+exception when others then
+  return pg_catalog.format('; pg_cron was not told: %s', sqlerrm);
+end
+$$;
+revoke all on function meshaudit_private.schedule_sealing(boolean) from public;
+
+create function meshaudit_private.arm() returns text
+language sql volatile security invoker
+begin atomic
+  -- a slot that has lost records is of no more use
+  select pg_catalog.pg_drop_replication_slot(s.slot_name) from pg_catalog.pg_replication_slots s
+    where s.slot_name = meshaudit_private.slot_to_make() and not meshaudit_private.slot_goes_on();
+  with missing as materialized (
+    select n from meshaudit_private.slot_to_make() n
+    where not exists (select from pg_catalog.pg_replication_slots s where s.slot_name = n)
+  ), made as materialized (
+    select c.lsn from missing m, lateral pg_catalog.pg_create_logical_replication_slot(m.n, 'pgoutput') c
+  )
+  select n.told || meshaudit_private.schedule_sealing(true)
+  from (select meshaudit_private.note_armed(meshaudit_private.slot_to_make(),
+    coalesce((select m.lsn from made m), pg_catalog.pg_current_wal_insert_lsn()), exists (select from made)) as told
+    offset 0) n;
+end;
+revoke all on function meshaudit_private.arm() from public;
+
+-- Waits until no transaction is open that has read the journal's state, and keeps others from reading it: who recorded
+-- an access in the journal is then sealed before the slot goes. Returns up to where; null if there is nothing to seal.
+create function meshaudit_private.begin_disarm() returns pg_lsn
+language plpgsql volatile security definer set search_path = '' set lock_timeout = '3s'
+as $$
+begin
+  begin
+    perform from meshaudit_private.journal_progress for update;
+    lock table meshaudit_private.journal in access exclusive mode;
+  exception when lock_not_available then
+    raise exception 'transactions that used the journal are still open' using errcode = 'MA002',
+      hint = 'Try again when they have ended (pg_stat_activity and pg_prepared_xacts show them).';
+  end;
+  if not (select j.armed and meshaudit_private.slot_goes_on() from meshaudit_private.journal j) then
+    return null;
+  end if;
+  perform meshaudit_private.flush_wal();
+  return pg_catalog.pg_current_wal_flush_lsn();
+end
+$$;
+revoke all on function meshaudit_private.begin_disarm() from public;
+
+create function meshaudit_private.note_disarmed(p_lsn pg_lsn) returns name
+language plpgsql volatile security definer set search_path = ''
+as $$
+declare
+  j meshaudit_private.journal;
+begin
+  select * into j from meshaudit_private.journal for update;
+  if (select p.sealed_lsn < p_lsn from meshaudit_private.journal_progress p) then
+    raise exception 'the journal is not sealed yet' using errcode = 'MA002',
+      hint = 'Run select meshaudit.seal() until it returns 0, then disarm again.';
+  end if;
+  if j.armed then
+    update meshaudit_private.journal set armed = false, key_id = null, inner_key = null, outer_key = null where singleton;
+    insert into meshaudit_private.ledger (secret_id, access_type, operation, outcome, secret_table, scope)
+      values (pg_catalog.format('disarmed at %s', pg_catalog.pg_current_wal_insert_lsn()), 'write', 'delete', 'granted',
+        'meshaudit.journal', '*');
+  end if;
+  return j.slot_name;
+end
+$$;
+revoke all on function meshaudit_private.note_disarmed(pg_lsn) from public;
+
+create function meshaudit_private.disarm() returns boolean
+language sql volatile security invoker
+begin atomic
+  with begun as materialized (
+    select meshaudit_private.begin_disarm() as lsn
+  ), sealed as materialized (
+    select b.lsn, case when b.lsn is not null then meshaudit_private.seal(100000) end from begun b
+  ), noted as materialized (
+    select meshaudit_private.note_disarmed(s.lsn) as slot_name from sealed s
+  )
+  select pg_catalog.count(pg_catalog.pg_drop_replication_slot(s.slot_name)) > 0
+  from noted n join pg_catalog.pg_replication_slots s on s.slot_name = n.slot_name
+  where meshaudit_private.schedule_sealing(false) is not null;
+end;
+revoke all on function meshaudit_private.disarm() from public;
+
+create function meshaudit.arm_journal() returns text
+language sql volatile security invoker
+return meshaudit_private.arm();
+revoke all on function meshaudit.arm_journal() from public;
+grant execute on function meshaudit.arm_journal() to meshaudit_operator;
+
+create function meshaudit.disarm_journal() returns boolean
+language sql volatile security invoker
+return meshaudit_private.disarm();
+revoke all on function meshaudit.disarm_journal() from public;
+grant execute on function meshaudit.disarm_journal() to meshaudit_operator;
+
+grant execute on function meshaudit_private.slot_to_make(), meshaudit_private.slot_works(text, pg_lsn), meshaudit_private.arm(),
+  meshaudit_private.slot_goes_on(), meshaudit_private.schedule_sealing(boolean), meshaudit_private.note_armed(name, pg_lsn, boolean), meshaudit_private.disarm(),
+  meshaudit_private.begin_disarm(), meshaudit_private.note_disarmed(pg_lsn)
+  to meshaudit_operator;
+
+comment on function meshaudit_private.slot_to_make() is 'The slot''s name. Raises MA002 if no slot can be made.';
+comment on function meshaudit_private.note_armed(name, pg_lsn, boolean) is 'Notes that the slot was made: key, state, entry.';
+comment on function meshaudit_private.slot_goes_on() is 'Whether the slot is there, and nobody but the sealer has moved it.';
+comment on function meshaudit_private.begin_disarm() is 'Shuts the journal; returns up to where it must be sealed.';
+comment on function meshaudit_private.note_disarmed(pg_lsn) is 'Notes that the journal is disarmed; returns the slot''s name.';
+comment on function meshaudit_private.schedule_sealing(boolean) is 'Has pg_cron seal, or no more.';
+comment on function meshaudit_private.arm() is 'meshaudit.arm_journal().';
+comment on function meshaudit_private.disarm() is 'meshaudit.disarm_journal().';
+comment on function meshaudit.arm_journal() is
+  'Arms the journal: makes its logical slot and a new signing key. Recorded; if an armed journal had lost its slot, as a gap with the LSN range that may be missing. From then on somebody must seal (meshaudit seal --follow), since the slot keeps WAL; where pg_cron is in this database, it is told to. Needs meshaudit_operator and REPLICATION. Raises MA002 if the server cannot.';
+comment on function meshaudit.disarm_journal() is
+  'Seals the journal a last time, disarms it and drops its slot. Recorded. Raises MA002 while transactions that used it are open. False if there was no slot. Needs meshaudit_operator and REPLICATION.';
+
+-- sql/75_journal_status.sql
+
+-- The journal's part of status().
+
+create function meshaudit_private.journal_status() returns table ("check" text, ok boolean, detail text)
+language plpgsql volatile set search_path = ''
+as $$
+declare
+  j meshaudit_private.journal;
+  p meshaudit_private.journal_progress;
+  s record;
+  v_lag pg_catalog.numeric;
+  v_kept pg_catalog.numeric;
+  v_age pg_catalog.interval;
+begin
+  -- the slot before how far the sealer is: it follows behind
+  select r.slot_name, r.wal_status, r.restart_lsn, r.confirmed_flush_lsn, r.database into s
+    from pg_catalog.pg_replication_slots r
+    where r.slot_name = (select k.slot_name from meshaudit_private.journal k);
+  select * into j from meshaudit_private.journal;
+  select * into p from meshaudit_private.journal_progress;
+  "check" := 'journal';
+  ok := j.armed;
+  detail := case when j.armed then pg_catalog.format('armed since %s',
+      pg_catalog.to_char(j.armed_at at time zone 'UTC', 'YYYY-MM-DD HH24:MI "UTC"'))
+    else 'not armed: a rolled-back access leaves no trace, and READ ONLY transactions get no secret; run meshaudit.arm_journal()' end;
+  return next;
+  if not j.armed then
+    return;
+  end if;
+
+  "check" := 'journal slot';
+  ok := meshaudit_private.slot_works(j.slot_name)
+    and (s.confirmed_flush_lsn <= p.sealed_lsn or pg_catalog.current_setting('transaction_isolation') <> 'read committed');
+  detail := case when ok then pg_catalog.format('%s, %s', j.slot_name, coalesce(s.wal_status, 'reserved'))
+    else pg_catalog.format('%s is gone or has lost records after %s; run meshaudit.arm_journal(), which records the gap', j.slot_name, p.sealed_lsn) end;
+  return next;
+
+  v_lag := pg_catalog.pg_wal_lsn_diff(pg_catalog.pg_current_wal_flush_lsn(), p.sealed_lsn);
+  v_age := pg_catalog.clock_timestamp() - p.sealed_at;
+  "check" := 'journal lag';
+  ok := v_lag < 67108864 and v_age < '60 seconds'::pg_catalog.interval;
+  detail := pg_catalog.format('%s bytes, last sealed %s seconds ago (bounds: 64 MB, 60 s)', v_lag,
+    pg_catalog.round(extract(epoch from v_age), 1))
+    || case when ok then '' else '; is meshaudit seal --follow running?' end;
+  return next;
+
+  v_kept := pg_catalog.pg_wal_lsn_diff(pg_catalog.pg_current_wal_flush_lsn(), s.restart_lsn);
+  "check" := 'journal wal kept';
+  ok := coalesce(v_kept < 1073741824, false);
+  detail := pg_catalog.format('%s bytes kept for the slot (bound: 1 GB)', v_kept);
+  return next;
+
+  "check" := 'journal records refused';
+  ok := p.forged + p.garbage + p.replayed = 0;
+  detail := pg_catalog.format('%s forged, %s garbage, %s replayed', p.forged, p.garbage, p.replayed);
+  return next;
+end
+$$;
+comment on function meshaudit_private.journal_status() is 'The journal''s checks for meshaudit.status().';
 
 -- sql/99_finish.sql
 

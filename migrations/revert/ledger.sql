@@ -22,6 +22,13 @@ begin
     set local role meshaudit_owner;
   end;
 
+  if exists (
+    select from pg_replication_slots s join meshaudit_private.journal j on j.slot_name = s.slot_name
+    where s.database = current_database()
+  ) then
+    raise exception 'the journal is armed: its slot would stay behind and keep WAL for ever'
+      using errcode = 'MA002', hint = 'Run select meshaudit.disarm_journal() first.';
+  end if;
   lock table meshaudit_private.ledger in access exclusive mode;
   if exists (select from meshaudit_private.ledger)
      and current_setting('meshaudit.destroy_audit_log', true) is distinct from 'yes' then
@@ -36,6 +43,7 @@ begin
 
   -- not "reset role": the installer may have got here by SET ROLE
   execute format('set local role %I', v_installer);
+  drop publication if exists meshaudit_journal;
   begin
     drop role meshaudit_client, meshaudit_auditor, meshaudit_operator, meshaudit_owner;
   -- a lock: another database is installing just now

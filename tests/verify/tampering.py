@@ -4,7 +4,7 @@ Two verifiers look at it, the database's own and the outside one, and must say t
 """
 
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 import psycopg
@@ -36,6 +36,31 @@ CONTENT = (
     "request_id",
     "access_id",
 )
+
+# Another value for each column than the entries have.
+VALUES: dict[str, Any] = {
+    "secret_id": "other",
+    "access_type": "write",
+    "timestamp": datetime(2026, 1, 1, tzinfo=UTC),
+    "user_identity": "somebody",
+    "ip_address": "203.0.113.9",
+    "operation": "delete",
+    "outcome": "denied",
+    "secret_table": "public.other",
+    "scope": "elsewhere",
+    "identity_source": "jwt",
+    "claimed_identity": "somebody",
+    "db_user": "somebody",
+    "db_role": "somebody",
+    "application_name": None,
+    "user_agent": "curl",
+    "request_id": "r",
+    "access_id": "00000000-0000-0000-0000-000000000000",
+    "prev_hash": bytes(32),
+    "hash": bytes(32),
+}
+# A place in the middle of a lane.
+AT = 5
 
 # Makes entries sound again, one after the other, from p_from on; the lane's head too, if asked.
 _REWRITE = """

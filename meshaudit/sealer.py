@@ -1,0 +1,200 @@
+"""The sealer as a worker: seals again and again, whatever happens to its server.
+
+One at a time is the database's doing (the row lock that meshaudit.seal() takes), and so is that a worker
+killed at any instant loses and doubles nothing. Here: when to run, when to wait, when to give up.
+
+    follow() ends when `stop` is set, and raises only what waiting would not mend: no permission, no
+    meshaudit, the journal not armed, or its slot lost (CannotRecord). All else it meets by reconnecting.
+"""
+
+import contextlib
+import json
+import random
+import sys
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from threading import Event
+from typing import Any, NamedTuple, Protocol
+
+import psycopg
+
+from meshaudit.errors import (
+    BadArgument,
+    BadSqlArgument,
+    CannotRecord,
+    MeshauditError,
+    NoPermission,
+    NoSuchDatabase,
+    NotMigrated,
+    SchemaTooNew,
+    Unreachable,
+    WrongPassword,
+    translate,
+)
+
+INTERVAL = 0.2
+# Meanwhile nothing was written, so there is nothing to seal; but status() wants to see that we live.
+KEEPALIVE = 5.0
+PROGRESS = 2.0
+_BACKLOG = 1_000_000  # bytes of log: more than one run's worth passes at once only if there is a backlog
+_FIRST_DELAY, _LAST_DELAY = 0.1, 10.0
+_FATAL = (
+    BadArgument,
+    BadSqlArgument,
+    CannotRecord,
+    NoPermission,
+    NoSuchDatabase,
+    NotMigrated,
+    SchemaTooNew,
+    WrongPassword,
+)
+_CONNECT = {
+    "connect_timeout": 10,
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "fallback_application_name": "meshaudit seal",
+}
+# What a role's or a database's settings would break: a run cut short for ever, a commit that is not durable.
+_SETTINGS = """
+select pg_catalog.set_config('transaction_timeout', '0', false)
+  where pg_catalog.current_setting('server_version_num')::int >= 170000;
+select pg_catalog.set_config('statement_timeout', '0', false),
+  pg_catalog.set_config('default_transaction_isolation', 'read committed', false),
+  pg_catalog.set_config('default_transaction_read_only', 'off', false);
+select pg_catalog.set_config('synchronous_commit', 'on', false)
+  where pg_catalog.current_setting('synchronous_commit') = 'off'
+"""
+_PLACE = """
+select pg_catalog.pg_wal_lsn_diff(pg_catalog.pg_current_wal_insert_lsn(), '0/0')::bigint,
+  pg_catalog.pg_wal_lsn_diff(pg_catalog.pg_current_wal_flush_lsn(), '0/0')::bigint,
+  (select pg_catalog.pg_wal_lsn_diff(s.confirmed_flush_lsn, '0/0')::bigint
+   from pg_catalog.pg_replication_slots s, pg_catalog.pg_database d
+   where d.datname = pg_catalog.current_database() and s.slot_name = 'meshaudit_' || d.oid)
+"""
+
+
+class Log(Protocol):
+    """Takes what happens: an event's name and what there is to say about it."""
+
+    def __call__(self, event: str, **facts: Any) -> None: ...
+
+
+def json_lines(event: str, **facts: Any) -> None:
+    """The default log: one JSON object a line, on stderr."""
+    now = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    print(json.dumps({"time": now, "event": event, **facts}), file=sys.stderr, flush=True)
+
+
+def seal_once(conn: psycopg.Connection[Any]) -> int:
+    """Seal what there is, at most 100,000 records. Returns how many entries it made."""
+    with _translated():
+        row = conn.execute("select meshaudit.seal()").fetchone()
+    assert row is not None
+    return int(row[0])
+
+
+def drain(conn: psycopg.Connection[Any]) -> int:
+    """Seal until all that was written before this call is sealed. Returns how many entries that made."""
+    total, end = 0, _place(conn).written
+    while True:
+        total += seal_once(conn)
+        if (_place(conn).sealed or end) >= end:
+            return total
+        time.sleep(0.01)  # another sealer may be at it
+
+
+def follow(dsn: str, *, stop: Event, interval: float = INTERVAL, log: Log = json_lines) -> None:
+    """Seal every `interval` seconds until `stop` is set."""
+    log("started", interval=interval)
+    delay = _FIRST_DELAY
+    while not stop.is_set():
+        try:
+            with _connection(dsn) as conn:
+                worker = _Worker(conn, interval, log)
+                log("connected", pid=conn.info.backend_pid)
+                while not stop.is_set():
+                    wait = worker.turn()
+                    delay = _FIRST_DELAY
+                    stop.wait(wait)
+        except _FATAL as error:
+            log("failed", error=error.message, hint=error.hint)
+            raise
+        except MeshauditError as error:
+            # Jitter, so that many workers do not come back to a restarted server in step.
+            wait = delay * random.uniform(0.5, 1.0)
+            log("retrying", error=error.message, seconds=round(wait, 2))
+            stop.wait(wait)
+            delay = min(delay * 2, _LAST_DELAY)
+    log("stopped")
+
+
+class _Place(NamedTuple):
+    written: int
+    flushed: int
+    sealed: int | None  # as of the run before: a run moves the slot to where the last one has committed
+
+
+class _Worker:
+    """What one connection's worth of sealing remembers."""
+
+    def __init__(self, conn: psycopg.Connection[Any], interval: float, log: Log) -> None:
+        self._conn, self._interval, self._log = conn, interval, log
+        self._quiet_at: int | None = None  # the log's end, if all before it is sealed
+        self._ran = self._told = 0.0
+        self._entries = 0
+
+    def turn(self) -> float:
+        """Seal if there may be something to seal; returns how long to wait."""
+        before = _place(self._conn)
+        now = time.monotonic()
+        if before.written == self._quiet_at and now - self._ran < KEEPALIVE:
+            return self._interval
+        made = seal_once(self._conn)
+        self._ran = time.monotonic()
+        after = _place(self._conn)
+        # What was written and not yet flushed, this run has not seen; its commit has flushed it.
+        complete = before.flushed >= before.written and not made
+        self._quiet_at = after.written if complete else None
+        self._entries += made
+        moved = (after.sealed or 0) - (before.sealed or 0)
+        behind = moved > _BACKLOG
+        if made or (behind and self._ran - self._told > PROGRESS):
+            self._told = self._ran
+            self._log(
+                "sealed",
+                entries=made,
+                total=self._entries,
+                seconds=round(self._ran - now, 3),
+                behind_bytes=max(0, after.flushed - (after.sealed or after.flushed)),
+            )
+        return 0.0 if behind else self._interval
+
+
+def _place(conn: psycopg.Connection[Any]) -> _Place:
+    with _translated():
+        row = conn.execute(_PLACE).fetchone()
+    assert row is not None
+    return _Place(*row)
+
+
+@contextlib.contextmanager
+def _connection(dsn: str) -> Iterator[psycopg.Connection[Any]]:
+    with _translated():
+        conn = psycopg.connect(dsn, autocommit=True, prepare_threshold=None, **_CONNECT)  # type: ignore[arg-type]
+    with contextlib.closing(conn):
+        with _translated():
+            conn.execute(_SETTINGS)
+        yield conn
+
+
+@contextlib.contextmanager
+def _translated() -> Iterator[None]:
+    try:
+        yield
+    except psycopg.InterfaceError as exc:
+        # psycopg's own word for a connection that is gone
+        raise Unreachable(str(exc)) from exc
+    except psycopg.Error as exc:
+        raise translate(exc) from exc

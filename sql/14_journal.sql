@@ -1,0 +1,88 @@
+-- The journal: records of accesses in the write-ahead log, which no ROLLBACK takes back.
+--
+-- Invariants
+--   * one row says whether it is armed, and holds the key that records are signed with; only this schema reads it.
+--     Every access reads it, so it changes seldom: under an old open transaction each change stays behind as a dead row.
+--     How far the sealer is stands in a row of its own;
+--   * armed means: a logical slot was made, and everything after sealed_lsn will still be seen by seal();
+--   * sealed_lsn moves in the transaction that writes the entries of what it passes: nothing is sealed twice or skipped.
+
+create table meshaudit_private.journal (
+  singleton boolean primary key default true check (singleton),
+  armed boolean not null default false,
+  required boolean not null default false,
+  vault_mode text not null default 'ledger' check (vault_mode in ('ledger', 'journal')),
+  flush boolean not null default true,
+  key_id int,
+  inner_key bytea,
+  outer_key bytea,
+  slot_name text,
+  armed_at timestamptz,
+  healthy_until timestamptz not null default '-infinity',
+  healthy_since timestamptz
+);
+
+comment on table meshaudit_private.journal is 'State of the journal: one row.';
+comment on column meshaudit_private.journal.required is 'Setting require_journal: no access without an armed journal.';
+comment on column meshaudit_private.journal.flush is 'Setting journal_flush: from PostgreSQL 17 on, a record is on disk before the value is returned.';
+comment on column meshaudit_private.journal.inner_key is 'HMAC-SHA256 key, padded and xored with 36; null when disarmed.';
+comment on column meshaudit_private.journal.outer_key is 'The same key xored with 5c.';
+comment on column meshaudit_private.journal.healthy_until is 'Until then the sealer has seen the slot at work; later, each access looks itself.';
+comment on column meshaudit_private.journal.healthy_since is 'pg_postmaster_start_time() of the server where it saw that: a promoted standby has no slot.';
+
+-- Locked by whoever seals, arms or disarms, before anything else.
+create table meshaudit_private.journal_progress (
+  singleton boolean primary key default true check (singleton),
+  sealed_lsn pg_lsn,
+  sealed_at timestamptz,
+  forged bigint not null default 0,
+  replayed bigint not null default 0,
+  garbage bigint not null default 0
+);
+insert into meshaudit_private.journal_progress default values;
+comment on table meshaudit_private.journal_progress is 'How far the sealer is: one row, and its lock.';
+comment on column meshaudit_private.journal_progress.sealed_lsn is 'Every record that ends there or before has been sealed.';
+comment on column meshaudit_private.journal_progress.forged is 'Records whose signature is wrong, seen so far.';
+
+-- keys of records that may still be unsealed
+create table meshaudit_private.journal_keys (
+  key_id int primary key generated always as identity,
+  inner_key bytea not null,
+  outer_key bytea not null,
+  made_at timestamptz not null default clock_timestamp()
+);
+comment on table meshaudit_private.journal_keys is 'Keys that records were signed with, the newest in use.';
+
+-- records of transactions that were still open when their turn came
+create table meshaudit_private.journal_pending (
+  access_id uuid primary key,
+  lsn pg_lsn not null,
+  payload text not null
+);
+comment on table meshaudit_private.journal_pending is 'Records that wait for the end of their transaction.';
+
+-- what has been sealed of late, against replays
+create table meshaudit_private.journal_seen (
+  access_id uuid primary key,
+  lsn pg_lsn not null
+);
+create index journal_seen_lsn on meshaudit_private.journal_seen (lsn);
+comment on table meshaudit_private.journal_seen is 'Accesses sealed of late: a record of one of them is a replay.';
+
+-- denials of a minute, for the bound on their number
+create table meshaudit_private.journal_denials (
+  user_identity text not null,
+  minute timestamptz not null,
+  denials bigint not null,
+  primary key (user_identity, minute)
+);
+comment on table meshaudit_private.journal_denials is 'Denials by identity and minute; those over the bound are one entry.';
+
+alter table meshaudit_private.journal enable row level security;
+alter table meshaudit_private.journal_progress enable row level security;
+alter table meshaudit_private.journal_keys enable row level security;
+alter table meshaudit_private.journal_pending enable row level security;
+alter table meshaudit_private.journal_seen enable row level security;
+alter table meshaudit_private.journal_denials enable row level security;
+
+insert into meshaudit_private.journal default values;

@@ -1,0 +1,68 @@
+-- Many accesses in the journal at once: a record holds up to 500, and only the last record is waited for.
+
+-- e says what they have in common, and where the first of them stands in the ledger (lane null: nowhere).
+create function meshaudit_private.emit_batch(
+  j meshaudit_private.journal, e meshaudit_private.ledger, p_xid xid8, p_secret_ids text[], p_scopes text[],
+  p_times timestamptz[], p_access_ids uuid[]
+) returns void
+language plpgsql volatile set search_path = ''
+as $$
+declare
+  v_count constant pg_catalog.int4 := pg_catalog.cardinality(p_secret_ids);
+  v_ats constant pg_catalog.text[] := array(
+    select pg_catalog.encode(pg_catalog.timestamptz_send(t.at), 'hex') from unnest(p_times) with ordinality t (at, i) order by t.i);
+  v_last pg_catalog.int4;
+begin
+  for i in 1 .. v_count by 500 loop
+    v_last := least(i + 499, v_count);
+    perform meshaudit_private.emit(
+      meshaudit_private.sign(j.key_id, j.inner_key, j.outer_key, row(
+        pg_catalog.pg_current_wal_insert_lsn(), p_access_ids[i], p_xid, e.lane, e.seq + i - 1, v_ats[i], e.operation,
+        e.outcome, null, e.secret_table, null, e.user_identity, e.identity_source, e.claimed_identity, e.db_user,
+        e.db_role, e.ip_address, e.application_name, e.user_agent, e.request_id,
+        p_secret_ids[i:v_last], p_scopes[i:v_last], v_ats[i:v_last], p_access_ids[i:v_last]
+      )::meshaudit_private.journal_record),
+      j.flush and v_last = v_count);
+  end loop;
+end
+$$;
+comment on function meshaudit_private.emit_batch(
+  meshaudit_private.journal, meshaudit_private.ledger, xid8, text[], text[], timestamptz[], uuid[]
+) is 'Emits records of many accesses.';
+
+-- must_journal() for many.
+create function meshaudit_private.must_journal_many(
+  p_operation text, p_secret_ids text[], p_secret_table text, p_scopes text[], p_role text
+) returns void
+language plpgsql volatile set search_path = ''
+as $$
+declare
+  j meshaudit_private.journal;
+  c meshaudit_private.caller;
+  e meshaudit_private.ledger;
+  v_access_ids constant pg_catalog.uuid[] := array(select pg_catalog.gen_random_uuid() from unnest(p_secret_ids));
+  v_times constant pg_catalog.timestamptz[] := array(select pg_catalog.clock_timestamp() from unnest(p_secret_ids));
+begin
+  j := meshaudit_private.usable_journal();
+  if not j.armed then
+    perform meshaudit_private.refuse_unrecorded();
+  end if;
+  c := meshaudit_private.caller_now();
+  e.operation := p_operation;
+  e.outcome := 'granted';
+  e.secret_table := p_secret_table;
+  e.user_identity := c.user_identity;
+  e.identity_source := c.identity_source;
+  e.claimed_identity := c.claimed_identity;
+  e.db_user := session_user;
+  e.db_role := p_role;
+  e.ip_address := c.ip_address;
+  e.application_name := nullif(pg_catalog.current_setting('application_name'), '');
+  e.user_agent := c.user_agent;
+  e.request_id := c.request_id;
+  perform meshaudit_private.emit_batch(
+    j, e, meshaudit_private.deciding_xid(), p_secret_ids, p_scopes, v_times, v_access_ids);
+end
+$$;
+comment on function meshaudit_private.must_journal_many(text, text[], text, text[], text) is
+  'Records many accesses in the journal; raises MA002 if that cannot be done.';

@@ -1,0 +1,95 @@
+-- meshaudit.seal(): reads the slot and seals. Runs as its caller, who needs REPLICATION (Postgres asks for it) and
+-- meshaudit_operator; what touches the ledger is in SECURITY DEFINER functions.
+
+-- Takes the sealer's place; no row: somebody else has it.
+create function meshaudit_private.begin_seal() returns table (slot_name text, sealed_lsn pg_lsn)
+language plpgsql volatile security definer set search_path = ''
+as $$
+declare
+  j meshaudit_private.journal;
+  v_sealed pg_catalog.pg_lsn;
+begin
+  if pg_catalog.current_setting('transaction_isolation') <> 'read committed' then
+    -- it must see entries that are committed after it began
+    raise exception 'sealing takes a READ COMMITTED transaction' using errcode = 'MA005',
+      hint = 'Run it in autocommit, or in a transaction of isolation level READ COMMITTED.';
+  end if;
+  select p.sealed_lsn into v_sealed from meshaudit_private.journal_progress p for update skip locked;
+  if not found then
+    return;
+  end if;
+  select * into j from meshaudit_private.journal;
+  if not j.armed then
+    raise exception 'the journal is not armed' using errcode = 'MA002', hint = 'Run select meshaudit.arm_journal() first.';
+  end if;
+  if not meshaudit_private.slot_works(j.slot_name, v_sealed) then
+    raise exception 'the journal''s slot "%" is gone or has lost records after %', j.slot_name, v_sealed
+      using errcode = 'MA002', hint = 'Run select meshaudit.arm_journal(): it records the gap and makes a new slot.';
+  end if;
+  return query select j.slot_name, v_sealed;
+end
+$$;
+revoke all on function meshaudit_private.begin_seal() from public;
+grant execute on function meshaudit_private.begin_seal() to meshaudit_operator;
+
+comment on function meshaudit_private.begin_seal() is
+  'Takes the sealer''s place and says where to go on; no row if somebody else has it. Raises MA002 if the journal is not armed or its slot is lost.';
+
+-- At most p_limit messages. The statements were parsed when they were made: the caller has no USAGE on our schema.
+create function meshaudit_private.seal(p_limit int) returns bigint
+language sql volatile security invoker
+begin atomic
+  -- up to here the last run has committed
+  select pg_catalog.pg_replication_slot_advance(b.slot_name, b.sealed_lsn)
+  from meshaudit_private.begin_seal() b
+  join pg_catalog.pg_replication_slots s on s.slot_name = b.slot_name
+  where s.confirmed_flush_lsn < b.sealed_lsn;
+
+  with place as materialized (
+    select b.slot_name, b.sealed_lsn, pg_catalog.pg_current_wal_flush_lsn() as flushed
+    from meshaudit_private.begin_seal() b
+  ), peeked as materialized (
+    select c.lsn, c.data from place p,
+      lateral pg_catalog.pg_logical_slot_peek_binary_changes(p.slot_name::name, p.flushed, p_limit,
+        'proto_version', '1', 'publication_names', 'meshaudit_journal', 'messages', 'true') c
+  ), ours as (
+    -- M, flags (1 byte), LSN (8), "meshaudit" and a zero byte, length (4), content. We never send one that is
+    -- transactional (flags 1) or longer than 4 MiB: their content does not matter, and there may be much of it.
+    select c.lsn, case when pg_catalog.get_byte(c.data, 1) = 0 and pg_catalog.octet_length(c.data) <= 4194304
+      then pg_catalog.substr(c.data, 25) else '' end as content
+    from peeked c
+    where pg_catalog.get_byte(c.data, 0) = 77 and c.lsn > (select p.sealed_lsn from place p)
+      and pg_catalog.substr(c.data, 11, 10) = pg_catalog.decode('6d657368617564697400', 'hex')
+  ), sized as materialized (
+    select o.lsn, o.content, pg_catalog.sum(pg_catalog.octet_length(o.content)) over (order by o.lsn) as total from ours o
+  ), fitting as (
+    select s.lsn, s.content from sized s where s.total <= 67108864
+  ), read_to as (
+    select
+      case
+        when (select pg_catalog.count(*) from fitting) < (select pg_catalog.count(*) from sized) then (select max(f.lsn) from fitting f)
+        when pg_catalog.count(*) >= p_limit then max(c.lsn)
+        else greatest(max(c.lsn), (select p.flushed from place p))
+      end as lsn,
+      pg_catalog.count(*) < p_limit and (select pg_catalog.count(*) from fitting) = (select pg_catalog.count(*) from sized) as all_read
+    from peeked c
+  )
+  select coalesce((
+    select meshaudit_private.seal_messages(
+      (select pg_catalog.array_agg(m.lsn order by m.lsn) from fitting m),
+      (select pg_catalog.array_agg(m.content order by m.lsn) from fitting m),
+      t.lsn, t.all_read)
+    from place, read_to t), 0);
+end;
+revoke all on function meshaudit_private.seal(int) from public;
+grant execute on function meshaudit_private.seal(int) to meshaudit_operator;
+
+create function meshaudit.seal() returns bigint
+language sql volatile security invoker
+return meshaudit_private.seal(100000);
+revoke all on function meshaudit.seal() from public;
+grant execute on function meshaudit.seal() to meshaudit_operator;
+
+comment on function meshaudit_private.seal(int) is 'meshaudit.seal(), for at most so many messages.';
+comment on function meshaudit.seal() is
+  'Seals the journal: makes entries of its records that have none (rolled back, READ ONLY, denied, journal mode). Returns how many. Call it again until it returns 0. Needs meshaudit_operator and REPLICATION. One at a time: 0 if another runs. Raises MA002 if the journal is not armed or its slot is lost.';

@@ -1,0 +1,185 @@
+"""The sealing worker: entries come by themselves, servers and sessions may go, orders to stop are obeyed."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import psycopg
+import pytest
+
+from meshaudit import sealer
+from meshaudit.errors import CannotRecord, MeshauditError
+from tests.journal_support import READ, Journal, one
+from tests.support import Db, wait_until
+
+WORKER = """
+import signal, sys
+from threading import Event
+from meshaudit import sealer
+stop = Event()
+signal.signal(signal.SIGTERM, lambda *_: stop.set())
+sealer.follow(sys.argv[1], stop=stop)
+"""
+
+
+@pytest.fixture
+def journal(db: Db) -> Journal:
+    return Journal(db)
+
+
+@contextmanager
+def following(dsn: str) -> Iterator[list[tuple[str, dict[str, Any]]]]:
+    """A worker in a thread, and what it logs."""
+    events: list[tuple[str, dict[str, Any]]] = []
+    stop = threading.Event()
+
+    def log(event: str, **facts: Any) -> None:
+        events.append((event, facts))
+
+    def run() -> None:
+        try:
+            sealer.follow(dsn, stop=stop, log=log)
+        except MeshauditError as error:
+            log("raised", error=error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        yield events
+    finally:
+        stop.set()
+        thread.join(30)
+        assert not thread.is_alive()
+
+
+def wait_for_connection(events: list[tuple[str, dict[str, Any]]], count: int) -> list[int]:
+    def pids() -> list[int]:
+        return [facts["pid"] for name, facts in events if name == "connected"]
+
+    wait_until(lambda: len(pids()) >= count)
+    return pids()
+
+
+def undone_read(journal: Journal) -> None:
+    client = journal.client()
+    client.execute("begin")
+    one(client, READ, journal.secret)
+    client.execute("rollback")
+
+
+def wait_for(journal: Journal, entries: int, timeout: float = 10) -> None:
+    count = "select count(*) from meshaudit.audit_logs where outcome = 'rolled_back'"
+    wait_until(lambda: one(journal.db.su, count) == entries, timeout, "the entries")
+
+
+def test_an_entry_is_there_within_a_second(journal: Journal) -> None:
+    with following(journal.db.dsn()) as events:
+        wait_until(lambda: "connected" in [name for name, _ in events])
+        undone_read(journal)
+        wait_for(journal, 1, 2)
+        client = journal.client()
+        client.execute("begin read only")
+        one(client, READ, journal.secret)
+        client.execute("commit")
+        wait_until(lambda: journal.outcomes() == ["rolled_back", "granted"])
+    names = [name for name, _ in events]
+    assert names[:2] == ["started", "connected"]
+    assert names[-1] == "stopped"
+    sealed = [facts for name, facts in events if name == "sealed"]
+    assert sum(facts["entries"] for facts in sealed) == sealed[-1]["total"] == 2
+    assert set(sealed[0]) == {"entries", "total", "seconds", "behind_bytes"}
+
+
+def test_an_idle_worker_writes_nothing(journal: Journal) -> None:
+    end = "select pg_current_wal_insert_lsn()"
+    if one(journal.db.su, "select count(*) from pg_stat_activity where backend_type = 'client backend'") > 6:
+        pytest.skip("others use this server")
+    quiet = "select xact_commit from pg_stat_database where datname = current_database()"
+    assert one(journal.db.su, quiet) is not None
+    with following(journal.db.dsn()) as events:
+        wait_until(lambda: "connected" in [name for name, _ in events])
+        time.sleep(1.2)
+        before = one(journal.db.su, end)
+        time.sleep(1.5)
+        written = one(journal.db.su, "select %s - %s::pg_lsn", one(journal.db.su, end), before)
+    # a checkpoint may pass; eight runs of a sealer would write more
+    assert written < 2000
+
+
+def test_its_session_is_killed(journal: Journal) -> None:
+    with following(journal.db.dsn()) as events:
+        for number in range(3):
+            pids = wait_for_connection(events, number + 1)
+            pid = pids[-1]
+            undone_read(journal)
+            journal.db.pg.run("select pg_terminate_backend(%s)", pid)
+        wait_for(journal, 3)
+    assert [name for name, _ in events].count("retrying") >= 3
+
+
+def test_it_gives_up_where_somebody_must_act(journal: Journal) -> None:
+    with following(journal.db.dsn()) as events:
+        wait_until(lambda: "connected" in [name for name, _ in events])
+        journal.db.connect().execute("select meshaudit.disarm_journal()")
+        wait_until(lambda: "raised" in [name for name, _ in events])
+    assert isinstance(events[-1][1]["error"], CannotRecord)
+    assert "arm_journal" in events[-2][1]["hint"]
+
+
+def test_no_server(journal: Journal) -> None:
+    with following("host=127.0.0.1 port=1 dbname=x") as events:
+        wait_until(lambda: [name for name, _ in events].count("retrying") >= 2)
+    assert "connected" not in [name for name, _ in events]
+
+
+def test_drain(journal: Journal) -> None:
+    for _ in range(5):
+        undone_read(journal)
+    with psycopg.connect(journal.db.dsn(), autocommit=True) as conn:
+        assert sealer.drain(conn) == 5
+        assert sealer.drain(conn) == 0
+
+
+def test_session_settings_do_not_break_it(journal: Journal) -> None:
+    role = journal.db.role("operator", "meshaudit_operator", replication=True)
+    for setting in (
+        "default_transaction_isolation = 'serializable'",
+        "default_transaction_read_only = on",
+        "synchronous_commit = off",
+        "client_encoding = 'LATIN1'",
+        "search_path = 'nowhere'",
+        "meshaudit.actor = 'sealer'",
+    ):
+        journal.db.su.execute(f"alter role {role} set {setting}".encode())
+    undone_read(journal)
+    with following(journal.db.dsn(role)):
+        wait_for(journal, 1)
+    assert journal.entry()["claimed_identity"] is None
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_as_a_process(journal: Journal, number: signal.Signals) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", WORKER, journal.db.dsn()],
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ.copy(),
+    ) as process:
+        undone_read(journal)
+        wait_for(journal, 1)
+        process.send_signal(number)
+        _, err = process.communicate(timeout=30)
+    events = [json.loads(line) for line in err.splitlines()]
+    assert {"time", "event"} <= set(events[0])
+    if number == signal.SIGTERM:
+        assert process.returncode == 0
+        assert events[-1]["event"] == "stopped"
+    journal.seal()
+    assert journal.outcomes() == ["rolled_back"]
