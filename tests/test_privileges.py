@@ -36,6 +36,11 @@ FUNCTIONS = {
 }
 RELATIONS = {"audit_logs": {AUDITOR}}
 
+OF_THE_SEALER = """
+seal begin_seal seal_messages arm slot_to_make slot_works slot_goes_on note_armed disarm begin_disarm note_disarmed
+schedule_sealing
+""".split()
+
 # Schema meshaudit_private: its owner's, but for what a query on the view is checked against. Naming any of
 # it takes USAGE on the schema, which nobody has.
 PRIVATE_FUNCTIONS = {
@@ -50,11 +55,7 @@ PRIVATE_FUNCTIONS = {
     "checkpoint": {AUDITOR, OPERATOR},
     "status": {AUDITOR, OPERATOR},
     # what seal(), arm_journal() and disarm_journal(), which touch the slot as their caller, are made of
-    **dict.fromkeys(
-        ("seal", "begin_seal", "seal_messages", "arm", "slot_to_make", "slot_works", "slot_goes_on", "note_armed")
-        + ("disarm", "begin_disarm", "note_disarmed", "schedule_sealing"),
-        {OPERATOR},
-    ),
+    **dict.fromkeys(OF_THE_SEALER, {OPERATOR}),
 }
 PRIVATE_RELATIONS = {"ledger": {AUDITOR}}
 
