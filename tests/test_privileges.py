@@ -36,10 +36,20 @@ FUNCTIONS = {
 }
 RELATIONS = {"audit_logs": {AUDITOR}}
 
-OF_THE_SEALER = """
-seal begin_seal seal_messages arm slot_to_make slot_works slot_goes_on note_armed disarm begin_disarm note_disarmed
-schedule_sealing
-""".split()
+OF_THE_SEALER = [
+    "seal",
+    "begin_seal",
+    "seal_messages",
+    "arm",
+    "slot_to_make",
+    "slot_works",
+    "slot_goes_on",
+    "note_armed",
+    "disarm",
+    "begin_disarm",
+    "note_disarmed",
+    "schedule_sealing",
+]
 
 # Schema meshaudit_private: its owner's, but for what a query on the view is checked against. Naming any of
 # it takes USAGE on the schema, which nobody has.
@@ -55,7 +65,7 @@ PRIVATE_FUNCTIONS = {
     "checkpoint": {AUDITOR, OPERATOR},
     "status": {AUDITOR, OPERATOR},
     # what seal(), arm_journal() and disarm_journal(), which touch the slot as their caller, are made of
-    **dict.fromkeys(OF_THE_SEALER, {OPERATOR}),
+    **{key: {OPERATOR} for key in OF_THE_SEALER},
 }
 PRIVATE_RELATIONS = {"ledger": {AUDITOR}}
 
