@@ -13,7 +13,14 @@ declare
   v_caller meshaudit_private.caller;
   v_link meshaudit_private.link;
   v_lane pg_catalog.int4;
-  j meshaudit_private.journal;
+  v_armed pg_catalog.bool;
+  v_required pg_catalog.bool;
+  v_key_id pg_catalog.int4;
+  v_inner pg_catalog.bytea;
+  v_outer pg_catalog.bytea;
+  v_flush pg_catalog.bool;
+  v_payload pg_catalog.bytea;
+  v_lsn pg_catalog.pg_lsn;
 begin
   -- inside a SECURITY DEFINER function current_user is the owner, while SET ROLE shows in "role" and a login in
   -- session_user: whoever became the owner by hand differs there
@@ -54,30 +61,39 @@ begin
       from meshaudit_private.journal k
       where h.lane = v_lane and (h.xmax = 0 or meshaudit_private.is_over(h.xmax))
       returning h.lane, h.seq, h.prev_hash, h.hash, k.armed, k.required, k.key_id, k.inner_key, k.outer_key, k.flush
-      into new.lane, new.seq, new.prev_hash, new.hash,
-        j.armed, j.required, j.key_id, j.inner_key, j.outer_key, j.flush;
-    if found then
-      if j.armed or j.required then
-        perform meshaudit_private.journal_entry(new, j);
-      end if;
-      return new;
+      into new.lane, new.seq, new.prev_hash, new.hash, v_armed, v_required, v_key_id, v_inner, v_outer, v_flush;
+    if not found then
+      new.lane := 0;
     end if;
-    new.lane := 0;
   end if;
 
-  if new.lane = 0 then
-    select * into j from meshaudit_private.journal;
+  if new.lane <= 0 then
+    if new.lane = 0 then
+      select k.armed, k.required, k.key_id, k.inner_key, k.outer_key, k.flush
+        into v_armed, v_required, v_key_id, v_inner, v_outer, v_flush
+        from meshaudit_private.journal k;
+    end if;
+    v_link := meshaudit_private.take_lane(meshaudit_private.entry_tail(
+      new.id, new.secret_id, new.access_type, new."timestamp", new.user_identity, new.ip_address, new.operation,
+      new.outcome, new.secret_table, new.scope, new.identity_source, new.claimed_identity, new.db_user, new.db_role,
+      new.application_name, new.user_agent, new.request_id, new.access_id));
+    new.lane := v_link.lane;
+    new.seq := v_link.seq;
+    new.prev_hash := v_link.prev_hash;
+    new.hash := v_link.hash;
   end if;
-  v_link := meshaudit_private.take_lane(meshaudit_private.entry_tail(
-    new.id, new.secret_id, new.access_type, new."timestamp", new.user_identity, new.ip_address, new.operation,
-    new.outcome, new.secret_table, new.scope, new.identity_source, new.claimed_identity, new.db_user, new.db_role,
-    new.application_name, new.user_agent, new.request_id, new.access_id));
-  new.lane := v_link.lane;
-  new.seq := v_link.seq;
-  new.prev_hash := v_link.prev_hash;
-  new.hash := v_link.hash;
-  if j.armed or j.required then
-    perform meshaudit_private.journal_entry(new, j);
+
+  if v_required then
+    perform meshaudit_private.require_journal();
+  end if;
+  -- in the journal too, so that it comes back when its transaction is rolled back
+  if v_armed then
+    v_payload := pg_catalog.convert_to(row(
+      pg_catalog.pg_current_wal_insert_lsn(), new.access_id, pg_catalog.pg_current_xact_id(), new.lane, new.seq,
+      pg_catalog.encode(pg_catalog.timestamptz_send(new."timestamp"), 'hex'), new.operation, new.outcome, new.secret_id,
+      new.secret_table, new.scope, new.user_identity, new.identity_source, new.claimed_identity, new.db_user, new.db_role,
+      new.ip_address, new.application_name, new.user_agent, new.request_id, null, null, null, null)::pg_catalog.text, 'UTF8');
+    v_lsn := meshaudit_private.emit(meshaudit_private.message(v_key_id, v_inner, v_outer, v_payload), v_flush);
   end if;
   return new;
 end

@@ -1,11 +1,15 @@
 -- A record of the journal: one access (or a batch) as a WAL message, signed.
 --
+-- Written for speed: a record costs a tenth of an INSERT, and each layer of functions or each composite handed on would
+-- cost as much again as the signature. So what reads like a helper has a body in standard SQL, which is inlined, and
+-- takes scalars; payloads are rows cast to text on the spot.
+--
 -- Message: prefix "meshaudit"; content 01, key_id (int4), HMAC-SHA256 of the payload (32 bytes), payload. The payload is
 -- the text of a journal_record in UTF-8. Any role may emit messages: the signature tells ours from theirs.
 
 create type meshaudit_private.journal_record as (
   written pg_lsn,  -- the end of the log before it: a record that turns up far behind is a replay
-  access_id uuid,
+  writer text,     -- what the entry's access_id is, or a pid: with "written" it is unique, and the id is made of the HMAC
   xid xid8,        -- the transaction; null if it had none
   lane int,        -- the entry in the ledger, if that transaction commits; null: there is none, seal() makes it
   seq bigint,
@@ -36,22 +40,17 @@ comment on type meshaudit_private.journal_record is 'What a record of the journa
 -- READ ONLY transaction; until then what was written is in memory.
 do $$
 begin
-  execute format($f$
-    create function meshaudit_private.emit(p_content bytea, p_flush boolean) returns void
-    language plpgsql volatile set search_path = ''
-    as $b$
-    begin
-      %s
-    end
-    $b$ $f$,
-    case when current_setting('server_version_num')::int >= 170000 then
-      'perform pg_catalog.pg_logical_emit_message(false, ''meshaudit'', p_content, p_flush);'
+  execute
+    'create function meshaudit_private.emit(p_content bytea, p_flush boolean) returns pg_lsn
+     language sql volatile
+     return '
+    || case when current_setting('server_version_num')::int >= 170000 then
+      'pg_catalog.pg_logical_emit_message(false, ''meshaudit'', p_content, p_flush)'
     else
-      'perform pg_catalog.pg_logical_emit_message(false, ''meshaudit'', p_content);
-      if p_flush and pg_catalog.pg_current_xact_id_if_assigned() is null then
-        perform pg_catalog.pg_logical_emit_message(true, ''meshaudit-flush'', '''');
-      end if;'
-    end);
+      'greatest(pg_catalog.pg_logical_emit_message(false, ''meshaudit'', p_content),
+        case when p_flush and pg_catalog.pg_current_xact_id_if_assigned() is null then
+          pg_catalog.pg_logical_emit_message(true, ''meshaudit-flush'', '''') end)'
+    end;
 end
 $$;
 
@@ -82,18 +81,11 @@ comment on function meshaudit_private.flush_wal() is 'Waits until the records of
 comment on function meshaudit_private.emit(bytea, boolean) is
   'Emits a message; on disk when it returns if p_flush (17 and later), else at the COMMIT.';
 
-create function meshaudit_private.sign(p_key_id int, p_inner bytea, p_outer bytea, p_record meshaudit_private.journal_record)
-returns bytea
-language plpgsql stable set search_path = ''
-as $$
-declare
-  v_payload constant pg_catalog.bytea := pg_catalog.convert_to(p_record::pg_catalog.text, 'UTF8');
-begin
-  return pg_catalog.decode('01', 'hex') || pg_catalog.int4send(p_key_id)
-    || pg_catalog.sha256(p_outer || pg_catalog.sha256(p_inner || v_payload)) || v_payload;
-end
-$$;
-comment on function meshaudit_private.sign(int, bytea, bytea, meshaudit_private.journal_record) is
+create function meshaudit_private.message(p_key_id int, p_inner bytea, p_outer bytea, p_payload bytea) returns bytea
+language sql immutable parallel safe
+return '\x01'::pg_catalog.bytea || pg_catalog.int4send(p_key_id)
+  || pg_catalog.sha256(p_outer || pg_catalog.sha256(p_inner || p_payload)) || p_payload;
+comment on function meshaudit_private.message(int, bytea, bytea, bytea) is
   'A message''s content: version, key, HMAC-SHA256 (RFC 2104), payload.';
 
 -- p_sealed: beyond it nobody but the sealer moves the slot. Who did, or made another slot of that name, has skipped
@@ -109,40 +101,34 @@ as $$
 $$;
 comment on function meshaudit_private.slot_works(text, pg_lsn) is 'Whether that slot is there and has lost nothing.';
 
--- An older snapshot may show a journal that has been disarmed since: then the slot itself is asked.
-create function meshaudit_private.journal_works(j meshaudit_private.journal) returns boolean
-language plpgsql stable set search_path = ''
-as $$
-begin
-  if j.healthy_until > pg_catalog.clock_timestamp() and j.healthy_since = pg_catalog.pg_postmaster_start_time()
-     and pg_catalog.current_setting('transaction_isolation') = 'read committed' then
-    return true;
-  end if;
-  return meshaudit_private.slot_works(j.slot_name);
-end
-$$;
-comment on function meshaudit_private.journal_works(meshaudit_private.journal) is 'Whether records of an armed journal will be sealed.';
+-- Whether records of an armed journal will be sealed. An older snapshot may show a journal that has been disarmed since:
+-- then the slot itself is asked.
+create function meshaudit_private.journal_works(p_healthy_until timestamptz, p_healthy_since timestamptz, p_slot text)
+returns boolean
+language sql volatile
+return case
+  when p_healthy_until > pg_catalog.clock_timestamp() and p_healthy_since = pg_catalog.pg_postmaster_start_time()
+    and pg_catalog.current_setting('transaction_isolation') = 'read committed' then true
+  else meshaudit_private.slot_works(p_slot)
+end;
+comment on function meshaudit_private.journal_works(timestamptz, timestamptz, text) is
+  'Whether records of an armed journal will be sealed.';
 
--- The journal's state. Raises MA002 if it is armed, but cannot be relied on.
-create function meshaudit_private.usable_journal() returns meshaudit_private.journal
+-- Raises MA002 if the journal cannot be relied on.
+create function meshaudit_private.require_working(p_armed boolean, p_slot text) returns void
 language plpgsql volatile set search_path = ''
 as $$
-declare
-  j meshaudit_private.journal;
 begin
   if pg_catalog.pg_is_in_recovery() then
     raise exception 'a standby cannot record accesses' using errcode = 'MA002',
       hint = 'Read secrets on the primary; the standby takes no records.';
-  end if;
-  select * into j from meshaudit_private.journal;
-  if j.armed and not meshaudit_private.journal_works(j) then
-    raise exception 'the journal''s slot "%" is gone or has lost records', j.slot_name using errcode = 'MA002',
+  elsif p_armed and not meshaudit_private.slot_works(p_slot) then
+    raise exception 'the journal''s slot "%" is gone or has lost records', p_slot using errcode = 'MA002',
       hint = 'Run select meshaudit.arm_journal(): it records the gap and makes a new slot.';
   end if;
-  return j;
 end
 $$;
-comment on function meshaudit_private.usable_journal() is 'The journal''s state; MA002 if it is armed, but cannot be relied on.';
+comment on function meshaudit_private.require_working(boolean, text) is 'Raises MA002 on a standby, or if an armed journal''s slot is lost.';
 
 -- Whose end an access waits for, to be granted or rolled back. READ ONLY has nothing to undo, though on 15 and 16
 -- emit() gives it an xid.
@@ -177,31 +163,53 @@ create function meshaudit_private.journal_access(
 language plpgsql volatile set search_path = ''
 as $$
 declare
-  j meshaudit_private.journal;
+  v_armed pg_catalog.bool;
+  v_works pg_catalog.bool;
+  v_slot pg_catalog.text;
+  v_key_id pg_catalog.int4;
+  v_inner pg_catalog.bytea;
+  v_outer pg_catalog.bytea;
+  v_flush pg_catalog.bool;
   c meshaudit_private.caller;
+  v_payload pg_catalog.bytea;
+  v_lsn pg_catalog.pg_lsn;
 begin
-  j := meshaudit_private.usable_journal();
-  if not j.armed then
+  select j.armed, not pg_catalog.pg_is_in_recovery()
+      and meshaudit_private.journal_works(j.healthy_until, j.healthy_since, j.slot_name),
+      j.slot_name, j.key_id, j.inner_key, j.outer_key, j.flush
+    into v_armed, v_works, v_slot, v_key_id, v_inner, v_outer, v_flush
+    from meshaudit_private.journal j;
+  if v_works is not true then
+    perform meshaudit_private.require_working(v_armed, v_slot);
+  end if;
+  if not v_armed then
     return false;
   end if;
-  c := meshaudit_private.caller_now();
-  perform meshaudit_private.emit(
-    meshaudit_private.sign(j.key_id, j.inner_key, j.outer_key, row(
-      pg_catalog.pg_current_wal_insert_lsn(), pg_catalog.gen_random_uuid(), meshaudit_private.deciding_xid(),
-      null, null,
+  if pg_catalog.current_setting('request.jwt.claims', true) <> '' or pg_catalog.current_setting('request.headers', true) <> ''
+     or pg_catalog.current_setting('meshaudit.actor', true) <> '' then
+    c := meshaudit_private.session_caller();
+    v_payload := pg_catalog.convert_to(row(
+      pg_catalog.pg_current_wal_insert_lsn(), pg_catalog.pg_backend_pid(), meshaudit_private.deciding_xid(), null, null,
       pg_catalog.encode(pg_catalog.timestamptz_send(pg_catalog.clock_timestamp()), 'hex'),
       p_operation, p_outcome, p_secret_id, p_secret_table, p_scope, c.user_identity, c.identity_source,
-      c.claimed_identity, session_user, p_role, c.ip_address,
-      nullif(pg_catalog.current_setting('application_name'), ''), c.user_agent, c.request_id,
-      null, null, null, null)::meshaudit_private.journal_record),
-    j.flush);
+      c.claimed_identity, session_user, p_role, c.ip_address, nullif(pg_catalog.current_setting('application_name'), ''),
+      c.user_agent, c.request_id, null, null, null, null)::pg_catalog.text, 'UTF8');
+  else
+    v_payload := pg_catalog.convert_to(row(
+      pg_catalog.pg_current_wal_insert_lsn(), pg_catalog.pg_backend_pid(), meshaudit_private.deciding_xid(), null, null,
+      pg_catalog.encode(pg_catalog.timestamptz_send(pg_catalog.clock_timestamp()), 'hex'),
+      p_operation, p_outcome, p_secret_id, p_secret_table, p_scope, session_user, 'database',
+      null, session_user, p_role, pg_catalog.inet_client_addr(),
+      nullif(pg_catalog.current_setting('application_name'), ''),
+      null, null, null, null, null, null)::pg_catalog.text, 'UTF8');
+  end if;
+  v_lsn := meshaudit_private.emit(meshaudit_private.message(v_key_id, v_inner, v_outer, v_payload), v_flush);
   return true;
 end
 $$;
 comment on function meshaudit_private.journal_access(text, text, text, text, text, text) is
   'Records an access in the journal alone; false if it is not armed. Raises MA002 if it cannot be relied on.';
 
--- For READ ONLY and journal mode: recorded, or refused.
 create function meshaudit_private.refuse_unrecorded() returns void
 language plpgsql volatile set search_path = ''
 as $$
@@ -211,20 +219,6 @@ begin
 end
 $$;
 comment on function meshaudit_private.refuse_unrecorded() is 'Raises MA002.';
-
-create function meshaudit_private.must_journal(
-  p_operation text, p_secret_id text, p_secret_table text, p_scope text, p_role text
-) returns void
-language plpgsql volatile set search_path = ''
-as $$
-begin
-  if not meshaudit_private.journal_access(p_operation, 'granted', p_secret_id, p_secret_table, p_scope, p_role) then
-    perform meshaudit_private.refuse_unrecorded();
-  end if;
-end
-$$;
-comment on function meshaudit_private.must_journal(text, text, text, text, text) is
-  'Records an access in the journal; raises MA002 if that cannot be done.';
 
 -- A denial is recorded if the journal is armed, and never keeps the error from its caller.
 create function meshaudit_private.journal_denial(p_operation text, p_secret_id text, p_scope text, p_role text) returns void
@@ -240,28 +234,19 @@ end
 $$;
 comment on function meshaudit_private.journal_denial(text, text, text, text) is 'Records a denial in the journal, if there is one.';
 
--- An entry of the ledger is in the journal too, so that it comes back when its transaction is rolled back.
-create function meshaudit_private.journal_entry(e meshaudit_private.ledger, j meshaudit_private.journal) returns void
+-- Setting require_journal: no access without an armed journal that works.
+create function meshaudit_private.require_journal() returns void
 language plpgsql volatile set search_path = ''
 as $$
+declare
+  v_works pg_catalog.bool;
 begin
-  if not j.armed then
-    raise exception 'no access without an armed journal' using errcode = 'MA002',
+  select j.armed and meshaudit_private.journal_works(j.healthy_until, j.healthy_since, j.slot_name) into v_works
+    from meshaudit_private.journal j;
+  if not v_works then
+    raise exception 'no access without a journal that works' using errcode = 'MA002',
       hint = 'Setting require_journal is on: run select meshaudit.arm_journal() and keep meshaudit seal --follow running.';
   end if;
-  if j.required and not meshaudit_private.journal_works(k) from meshaudit_private.journal k then
-    raise exception 'the journal''s slot is gone or has lost records' using errcode = 'MA002',
-      hint = 'Setting require_journal is on: run select meshaudit.arm_journal(), which records the gap and makes a new slot.';
-  end if;
-  perform meshaudit_private.emit(
-    meshaudit_private.sign(j.key_id, j.inner_key, j.outer_key, row(
-      pg_catalog.pg_current_wal_insert_lsn(), e.access_id, pg_catalog.pg_current_xact_id(), e.lane, e.seq,
-      pg_catalog.encode(pg_catalog.timestamptz_send(e."timestamp"), 'hex'),
-      e.operation, e.outcome, e.secret_id, e.secret_table, e.scope, e.user_identity, e.identity_source,
-      e.claimed_identity, e.db_user, e.db_role, e.ip_address, e.application_name, e.user_agent, e.request_id,
-      null, null, null, null)::meshaudit_private.journal_record),
-    j.flush);
 end
 $$;
-comment on function meshaudit_private.journal_entry(meshaudit_private.ledger, meshaudit_private.journal) is
-  'Records an entry of the ledger in the journal. Raises MA002 if the journal is required and not armed.';
+comment on function meshaudit_private.require_journal() is 'Raises MA002 unless the journal is armed and works.';

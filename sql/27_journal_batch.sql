@@ -12,17 +12,19 @@ declare
   v_ats constant pg_catalog.text[] := array(
     select pg_catalog.encode(pg_catalog.timestamptz_send(t.at), 'hex') from unnest(p_times) with ordinality t (at, i) order by t.i);
   v_last pg_catalog.int4;
+  v_payload pg_catalog.bytea;
+  v_lsn pg_catalog.pg_lsn;
 begin
   for i in 1 .. v_count by 500 loop
     v_last := least(i + 499, v_count);
-    perform meshaudit_private.emit(
-      meshaudit_private.sign(j.key_id, j.inner_key, j.outer_key, row(
-        pg_catalog.pg_current_wal_insert_lsn(), p_access_ids[i], p_xid, e.lane, e.seq + i - 1, v_ats[i], e.operation,
+    v_payload := pg_catalog.convert_to(row(
+        pg_catalog.pg_current_wal_insert_lsn(), coalesce(p_access_ids[i]::pg_catalog.text, pg_catalog.pg_backend_pid()::pg_catalog.text), p_xid, e.lane, e.seq + i - 1, v_ats[i], e.operation,
         e.outcome, null, e.secret_table, null, e.user_identity, e.identity_source, e.claimed_identity, e.db_user,
         e.db_role, e.ip_address, e.application_name, e.user_agent, e.request_id,
         p_secret_ids[i:v_last], p_scopes[i:v_last], v_ats[i:v_last], p_access_ids[i:v_last]
-      )::meshaudit_private.journal_record),
-      j.flush and v_last = v_count);
+      )::pg_catalog.text, 'UTF8');
+    v_lsn := meshaudit_private.emit(
+      meshaudit_private.message(j.key_id, j.inner_key, j.outer_key, v_payload), j.flush and v_last = v_count);
   end loop;
 end
 $$;
@@ -30,8 +32,8 @@ comment on function meshaudit_private.emit_batch(
   meshaudit_private.journal, meshaudit_private.ledger, xid8, text[], text[], timestamptz[], uuid[]
 ) is 'Emits records of many accesses.';
 
--- must_journal() for many.
-create function meshaudit_private.must_journal_many(
+-- journal_access() for many that were granted; refuses where it would return false.
+create function meshaudit_private.journal_accesses(
   p_operation text, p_secret_ids text[], p_secret_table text, p_scopes text[], p_role text
 ) returns void
 language plpgsql volatile set search_path = ''
@@ -40,10 +42,10 @@ declare
   j meshaudit_private.journal;
   c meshaudit_private.caller;
   e meshaudit_private.ledger;
-  v_access_ids constant pg_catalog.uuid[] := array(select pg_catalog.gen_random_uuid() from unnest(p_secret_ids));
   v_times constant pg_catalog.timestamptz[] := array(select pg_catalog.clock_timestamp() from unnest(p_secret_ids));
 begin
-  j := meshaudit_private.usable_journal();
+  select * into j from meshaudit_private.journal;
+  perform meshaudit_private.require_working(j.armed, j.slot_name);
   if not j.armed then
     perform meshaudit_private.refuse_unrecorded();
   end if;
@@ -61,8 +63,8 @@ begin
   e.user_agent := c.user_agent;
   e.request_id := c.request_id;
   perform meshaudit_private.emit_batch(
-    j, e, meshaudit_private.deciding_xid(), p_secret_ids, p_scopes, v_times, v_access_ids);
+    j, e, meshaudit_private.deciding_xid(), p_secret_ids, p_scopes, v_times, null);
 end
 $$;
-comment on function meshaudit_private.must_journal_many(text, text[], text, text[], text) is
+comment on function meshaudit_private.journal_accesses(text, text[], text, text[], text) is
   'Records many accesses in the journal; raises MA002 if that cannot be done.';

@@ -74,7 +74,9 @@ begin
     perform meshaudit_private.no_such_secret('read', p_id::pg_catalog.text, '', p_role);
   end if;
   if v_mode = 'journal' or pg_catalog.current_setting('transaction_read_only') = 'on' then
-    perform meshaudit_private.must_journal('read', p_id::pg_catalog.text, 'meshaudit.secrets', v_scope, p_role);
+    if not meshaudit_private.journal_access('read', 'granted', p_id::pg_catalog.text, 'meshaudit.secrets', v_scope, p_role) then
+      perform meshaudit_private.refuse_unrecorded();
+    end if;
   else
     insert into meshaudit_private.ledger (secret_id, operation, outcome, secret_table, scope, db_role)
       values (p_id, 'read', 'granted', 'meshaudit.secrets', v_scope, p_role);
@@ -101,7 +103,9 @@ begin
     perform meshaudit_private.no_such_secret('read', p_key, p_scope, p_role);
   end if;
   if v_mode = 'journal' or pg_catalog.current_setting('transaction_read_only') = 'on' then
-    perform meshaudit_private.must_journal('read', v_id::pg_catalog.text, 'meshaudit.secrets', p_scope, p_role);
+    if not meshaudit_private.journal_access('read', 'granted', v_id::pg_catalog.text, 'meshaudit.secrets', p_scope, p_role) then
+      perform meshaudit_private.refuse_unrecorded();
+    end if;
   else
     insert into meshaudit_private.ledger (secret_id, operation, outcome, secret_table, scope, db_role)
       values (v_id, 'read', 'granted', 'meshaudit.secrets', p_scope, p_role);
@@ -132,7 +136,7 @@ begin
   if (select j.vault_mode from meshaudit_private.journal j) = 'journal'
      or pg_catalog.current_setting('transaction_read_only') = 'on' then
     if v_ids is not null then
-      perform meshaudit_private.must_journal_many('read', v_ids::pg_catalog.text[], 'meshaudit.secrets', v_scopes, p_role);
+      perform meshaudit_private.journal_accesses('read', v_ids::pg_catalog.text[], 'meshaudit.secrets', v_scopes, p_role);
     end if;
   else
     perform meshaudit_private.record_accesses(

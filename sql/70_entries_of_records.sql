@@ -8,7 +8,8 @@ as $$
 $$;
 
 -- A record as an entry, not chained yet.
-create function meshaudit_private.entry_of(r meshaudit_private.journal_record, p_outcome text) returns meshaudit_private.ledger
+create function meshaudit_private.entry_of(r meshaudit_private.journal_record, p_access_id uuid, p_outcome text)
+returns meshaudit_private.ledger
 language sql volatile set search_path = ''
 as $$
   select row(
@@ -16,7 +17,7 @@ as $$
     case r.operation when 'read' then 'read' else 'write' end,
     meshaudit_private.time_of(r.at), r.user_identity, r.ip_address, r.operation, p_outcome, r.secret_table, r.scope,
     r.identity_source, r.claimed_identity, r.db_user, r.db_role, r.application_name, r.user_agent, r.request_id,
-    r.access_id, -1, 0::pg_catalog.int8, ''::pg_catalog.bytea, ''::pg_catalog.bytea)::meshaudit_private.ledger
+    p_access_id, -1, 0::pg_catalog.int8, ''::pg_catalog.bytea, ''::pg_catalog.bytea)::meshaudit_private.ledger
 $$;
 
 -- Chains entries that say themselves who called, and adds them: the first takes a lane, the others follow it.
@@ -58,5 +59,5 @@ end
 $$;
 
 comment on function meshaudit_private.time_of(text) is 'The time that a record gives in hex.';
-comment on function meshaudit_private.entry_of(meshaudit_private.journal_record, text) is 'A record as an entry, not chained.';
+comment on function meshaudit_private.entry_of(meshaudit_private.journal_record, uuid, text) is 'A record as an entry, not chained.';
 comment on function meshaudit_private.append_entries(meshaudit_private.ledger[]) is 'Chains entries and adds them to the ledger.';

@@ -40,6 +40,8 @@ class Tx:
     read_only: bool = False
     failed: bool = False
     levels: list[list[Access]] = field(default_factory=lambda: [[]])
+    # by a savepoint or a caught error: the server tells of no subtransaction before its transaction ends
+    undone: list[Access] = field(default_factory=list)
 
 
 @dataclass
@@ -71,12 +73,10 @@ class Machine(RuleBasedStateMachine):
         tx = session.tx
         if tx is not None and tx.read_only:
             self.settle(accesses, "granted")
-        elif undone:
-            self.settle(accesses, "rolled_back")
         elif tx is None:
-            self.settle(accesses, "granted")
+            self.settle(accesses, "rolled_back" if undone else "granted")
         else:
-            tx.levels[-1] += accesses
+            (tx.undone if undone else tx.levels[-1]).extend(accesses)
 
     def settle(self, accesses: list[Access], outcome: str) -> None:
         for access in accesses:
@@ -84,6 +84,7 @@ class Machine(RuleBasedStateMachine):
             self.expected[access] = outcome
 
     def end(self, tx: Tx, outcome: str) -> None:
+        self.settle(tx.undone, "rolled_back")
         for level in tx.levels:
             self.settle(level, outcome)
 
@@ -120,7 +121,7 @@ class Machine(RuleBasedStateMachine):
             to = max(1, len(session.tx.levels) - depth)
             session.conn.execute(f"rollback to s{to}".encode())
             for level in session.tx.levels[to:]:
-                self.settle(level, "rolled_back")
+                session.tx.undone += level
             session.tx.levels[to:] = [[]]
             session.tx.failed = False
 
