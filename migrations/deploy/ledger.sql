@@ -775,7 +775,14 @@ declare
   v_caller meshaudit_private.caller;
   v_link meshaudit_private.link;
   v_lane pg_catalog.int4;
-  j meshaudit_private.journal;
+  v_armed pg_catalog.bool;
+  v_required pg_catalog.bool;
+  v_key_id pg_catalog.int4;
+  v_inner pg_catalog.bytea;
+  v_outer pg_catalog.bytea;
+  v_flush pg_catalog.bool;
+  v_payload pg_catalog.bytea;
+  v_lsn pg_catalog.pg_lsn;
 begin
   -- inside a SECURITY DEFINER function current_user is the owner, while SET ROLE shows in "role" and a login in
   -- session_user: whoever became the owner by hand differs there
@@ -816,30 +823,39 @@ begin
       from meshaudit_private.journal k
       where h.lane = v_lane and (h.xmax = 0 or meshaudit_private.is_over(h.xmax))
       returning h.lane, h.seq, h.prev_hash, h.hash, k.armed, k.required, k.key_id, k.inner_key, k.outer_key, k.flush
-      into new.lane, new.seq, new.prev_hash, new.hash,
-        j.armed, j.required, j.key_id, j.inner_key, j.outer_key, j.flush;
-    if found then
-      if j.armed or j.required then
-        perform meshaudit_private.journal_entry(new, j);
-      end if;
-      return new;
+      into new.lane, new.seq, new.prev_hash, new.hash, v_armed, v_required, v_key_id, v_inner, v_outer, v_flush;
+    if not found then
+      new.lane := 0;
     end if;
-    new.lane := 0;
   end if;
 
-  if new.lane = 0 then
-    select * into j from meshaudit_private.journal;
+  if new.lane <= 0 then
+    if new.lane = 0 then
+      select k.armed, k.required, k.key_id, k.inner_key, k.outer_key, k.flush
+        into v_armed, v_required, v_key_id, v_inner, v_outer, v_flush
+        from meshaudit_private.journal k;
+    end if;
+    v_link := meshaudit_private.take_lane(meshaudit_private.entry_tail(
+      new.id, new.secret_id, new.access_type, new."timestamp", new.user_identity, new.ip_address, new.operation,
+      new.outcome, new.secret_table, new.scope, new.identity_source, new.claimed_identity, new.db_user, new.db_role,
+      new.application_name, new.user_agent, new.request_id, new.access_id));
+    new.lane := v_link.lane;
+    new.seq := v_link.seq;
+    new.prev_hash := v_link.prev_hash;
+    new.hash := v_link.hash;
   end if;
-  v_link := meshaudit_private.take_lane(meshaudit_private.entry_tail(
-    new.id, new.secret_id, new.access_type, new."timestamp", new.user_identity, new.ip_address, new.operation,
-    new.outcome, new.secret_table, new.scope, new.identity_source, new.claimed_identity, new.db_user, new.db_role,
-    new.application_name, new.user_agent, new.request_id, new.access_id));
-  new.lane := v_link.lane;
-  new.seq := v_link.seq;
-  new.prev_hash := v_link.prev_hash;
-  new.hash := v_link.hash;
-  if j.armed or j.required then
-    perform meshaudit_private.journal_entry(new, j);
+
+  if v_required then
+    perform meshaudit_private.require_journal();
+  end if;
+  -- in the journal too, so that it comes back when its transaction is rolled back
+  if v_armed then
+    v_payload := pg_catalog.convert_to(row(
+      pg_catalog.pg_current_wal_insert_lsn(), new.access_id, pg_catalog.pg_current_xact_id(), new.lane, new.seq,
+      pg_catalog.encode(pg_catalog.timestamptz_send(new."timestamp"), 'hex'), new.operation, new.outcome, new.secret_id,
+      new.secret_table, new.scope, new.user_identity, new.identity_source, new.claimed_identity, new.db_user, new.db_role,
+      new.ip_address, new.application_name, new.user_agent, new.request_id, null, null, null, null)::pg_catalog.text, 'UTF8');
+    v_lsn := meshaudit_private.emit(meshaudit_private.message(v_key_id, v_inner, v_outer, v_payload), v_flush);
   end if;
   return new;
 end
@@ -1029,12 +1045,16 @@ comment on function meshaudit.maintain() is
 
 -- A record of the journal: one access (or a batch) as a WAL message, signed.
 --
+-- Written for speed: a record costs a tenth of an INSERT, and each layer of functions or each composite handed on would
+-- cost as much again as the signature. So what reads like a helper has a body in standard SQL, which is inlined, and
+-- takes scalars; payloads are rows cast to text on the spot.
+--
 -- Message: prefix "meshaudit"; content 01, key_id (int4), HMAC-SHA256 of the payload (32 bytes), payload. The payload is
 -- the text of a journal_record in UTF-8. Any role may emit messages: the signature tells ours from theirs.
 
 create type meshaudit_private.journal_record as (
   written pg_lsn,  -- the end of the log before it: a record that turns up far behind is a replay
-  access_id uuid,
+  writer text,     -- what the entry's access_id is, or a pid: with "written" it is unique, and the id is made of the HMAC
   xid xid8,        -- the transaction; null if it had none
   lane int,        -- the entry in the ledger, if that transaction commits; null: there is none, seal() makes it
   seq bigint,
@@ -1065,22 +1085,17 @@ comment on type meshaudit_private.journal_record is 'What a record of the journa
 -- READ ONLY transaction; until then what was written is in memory.
 do $$
 begin
-  execute format($f$
-    create function meshaudit_private.emit(p_content bytea, p_flush boolean) returns void
-    language plpgsql volatile set search_path = ''
-    as $b$
-    begin
-      %s
-    end
-    $b$ $f$,
-    case when current_setting('server_version_num')::int >= 170000 then
-      'perform pg_catalog.pg_logical_emit_message(false, ''meshaudit'', p_content, p_flush);'
+  execute
+    'create function meshaudit_private.emit(p_content bytea, p_flush boolean) returns pg_lsn
+     language sql volatile
+     return '
+    || case when current_setting('server_version_num')::int >= 170000 then
+      'pg_catalog.pg_logical_emit_message(false, ''meshaudit'', p_content, p_flush)'
     else
-      'perform pg_catalog.pg_logical_emit_message(false, ''meshaudit'', p_content);
-      if p_flush and pg_catalog.pg_current_xact_id_if_assigned() is null then
-        perform pg_catalog.pg_logical_emit_message(true, ''meshaudit-flush'', '''');
-      end if;'
-    end);
+      'greatest(pg_catalog.pg_logical_emit_message(false, ''meshaudit'', p_content),
+        case when p_flush and pg_catalog.pg_current_xact_id_if_assigned() is null then
+          pg_catalog.pg_logical_emit_message(true, ''meshaudit-flush'', '''') end)'
+    end;
 end
 $$;
 
@@ -1111,18 +1126,11 @@ comment on function meshaudit_private.flush_wal() is 'Waits until the records of
 comment on function meshaudit_private.emit(bytea, boolean) is
   'Emits a message; on disk when it returns if p_flush (17 and later), else at the COMMIT.';
 
-create function meshaudit_private.sign(p_key_id int, p_inner bytea, p_outer bytea, p_record meshaudit_private.journal_record)
-returns bytea
-language plpgsql stable set search_path = ''
-as $$
-declare
-  v_payload constant pg_catalog.bytea := pg_catalog.convert_to(p_record::pg_catalog.text, 'UTF8');
-begin
-  return pg_catalog.decode('01', 'hex') || pg_catalog.int4send(p_key_id)
-    || pg_catalog.sha256(p_outer || pg_catalog.sha256(p_inner || v_payload)) || v_payload;
-end
-$$;
-comment on function meshaudit_private.sign(int, bytea, bytea, meshaudit_private.journal_record) is
+create function meshaudit_private.message(p_key_id int, p_inner bytea, p_outer bytea, p_payload bytea) returns bytea
+language sql immutable parallel safe
+return '\x01'::pg_catalog.bytea || pg_catalog.int4send(p_key_id)
+  || pg_catalog.sha256(p_outer || pg_catalog.sha256(p_inner || p_payload)) || p_payload;
+comment on function meshaudit_private.message(int, bytea, bytea, bytea) is
   'A message''s content: version, key, HMAC-SHA256 (RFC 2104), payload.';
 
 -- p_sealed: beyond it nobody but the sealer moves the slot. Who did, or made another slot of that name, has skipped
@@ -1138,40 +1146,34 @@ as $$
 $$;
 comment on function meshaudit_private.slot_works(text, pg_lsn) is 'Whether that slot is there and has lost nothing.';
 
--- An older snapshot may show a journal that has been disarmed since: then the slot itself is asked.
-create function meshaudit_private.journal_works(j meshaudit_private.journal) returns boolean
-language plpgsql stable set search_path = ''
-as $$
-begin
-  if j.healthy_until > pg_catalog.clock_timestamp() and j.healthy_since = pg_catalog.pg_postmaster_start_time()
-     and pg_catalog.current_setting('transaction_isolation') = 'read committed' then
-    return true;
-  end if;
-  return meshaudit_private.slot_works(j.slot_name);
-end
-$$;
-comment on function meshaudit_private.journal_works(meshaudit_private.journal) is 'Whether records of an armed journal will be sealed.';
+-- Whether records of an armed journal will be sealed. An older snapshot may show a journal that has been disarmed since:
+-- then the slot itself is asked.
+create function meshaudit_private.journal_works(p_healthy_until timestamptz, p_healthy_since timestamptz, p_slot text)
+returns boolean
+language sql volatile
+return case
+  when p_healthy_until > pg_catalog.clock_timestamp() and p_healthy_since = pg_catalog.pg_postmaster_start_time()
+    and pg_catalog.current_setting('transaction_isolation') = 'read committed' then true
+  else meshaudit_private.slot_works(p_slot)
+end;
+comment on function meshaudit_private.journal_works(timestamptz, timestamptz, text) is
+  'Whether records of an armed journal will be sealed.';
 
--- The journal's state. Raises MA002 if it is armed, but cannot be relied on.
-create function meshaudit_private.usable_journal() returns meshaudit_private.journal
+-- Raises MA002 if the journal cannot be relied on.
+create function meshaudit_private.require_working(p_armed boolean, p_slot text) returns void
 language plpgsql volatile set search_path = ''
 as $$
-declare
-  j meshaudit_private.journal;
 begin
   if pg_catalog.pg_is_in_recovery() then
     raise exception 'a standby cannot record accesses' using errcode = 'MA002',
       hint = 'Read secrets on the primary; the standby takes no records.';
-  end if;
-  select * into j from meshaudit_private.journal;
-  if j.armed and not meshaudit_private.journal_works(j) then
-    raise exception 'the journal''s slot "%" is gone or has lost records', j.slot_name using errcode = 'MA002',
+  elsif p_armed and not meshaudit_private.slot_works(p_slot) then
+    raise exception 'the journal''s slot "%" is gone or has lost records', p_slot using errcode = 'MA002',
       hint = 'Run select meshaudit.arm_journal(): it records the gap and makes a new slot.';
   end if;
-  return j;
 end
 $$;
-comment on function meshaudit_private.usable_journal() is 'The journal''s state; MA002 if it is armed, but cannot be relied on.';
+comment on function meshaudit_private.require_working(boolean, text) is 'Raises MA002 on a standby, or if an armed journal''s slot is lost.';
 
 -- Whose end an access waits for, to be granted or rolled back. READ ONLY has nothing to undo, though on 15 and 16
 -- emit() gives it an xid.
@@ -1206,31 +1208,53 @@ create function meshaudit_private.journal_access(
 language plpgsql volatile set search_path = ''
 as $$
 declare
-  j meshaudit_private.journal;
+  v_armed pg_catalog.bool;
+  v_works pg_catalog.bool;
+  v_slot pg_catalog.text;
+  v_key_id pg_catalog.int4;
+  v_inner pg_catalog.bytea;
+  v_outer pg_catalog.bytea;
+  v_flush pg_catalog.bool;
   c meshaudit_private.caller;
+  v_payload pg_catalog.bytea;
+  v_lsn pg_catalog.pg_lsn;
 begin
-  j := meshaudit_private.usable_journal();
-  if not j.armed then
+  select j.armed, not pg_catalog.pg_is_in_recovery()
+      and meshaudit_private.journal_works(j.healthy_until, j.healthy_since, j.slot_name),
+      j.slot_name, j.key_id, j.inner_key, j.outer_key, j.flush
+    into v_armed, v_works, v_slot, v_key_id, v_inner, v_outer, v_flush
+    from meshaudit_private.journal j;
+  if v_works is not true then
+    perform meshaudit_private.require_working(v_armed, v_slot);
+  end if;
+  if not v_armed then
     return false;
   end if;
-  c := meshaudit_private.caller_now();
-  perform meshaudit_private.emit(
-    meshaudit_private.sign(j.key_id, j.inner_key, j.outer_key, row(
-      pg_catalog.pg_current_wal_insert_lsn(), pg_catalog.gen_random_uuid(), meshaudit_private.deciding_xid(),
-      null, null,
+  if pg_catalog.current_setting('request.jwt.claims', true) <> '' or pg_catalog.current_setting('request.headers', true) <> ''
+     or pg_catalog.current_setting('meshaudit.actor', true) <> '' then
+    c := meshaudit_private.session_caller();
+    v_payload := pg_catalog.convert_to(row(
+      pg_catalog.pg_current_wal_insert_lsn(), pg_catalog.pg_backend_pid(), meshaudit_private.deciding_xid(), null, null,
       pg_catalog.encode(pg_catalog.timestamptz_send(pg_catalog.clock_timestamp()), 'hex'),
       p_operation, p_outcome, p_secret_id, p_secret_table, p_scope, c.user_identity, c.identity_source,
-      c.claimed_identity, session_user, p_role, c.ip_address,
-      nullif(pg_catalog.current_setting('application_name'), ''), c.user_agent, c.request_id,
-      null, null, null, null)::meshaudit_private.journal_record),
-    j.flush);
+      c.claimed_identity, session_user, p_role, c.ip_address, nullif(pg_catalog.current_setting('application_name'), ''),
+      c.user_agent, c.request_id, null, null, null, null)::pg_catalog.text, 'UTF8');
+  else
+    v_payload := pg_catalog.convert_to(row(
+      pg_catalog.pg_current_wal_insert_lsn(), pg_catalog.pg_backend_pid(), meshaudit_private.deciding_xid(), null, null,
+      pg_catalog.encode(pg_catalog.timestamptz_send(pg_catalog.clock_timestamp()), 'hex'),
+      p_operation, p_outcome, p_secret_id, p_secret_table, p_scope, session_user, 'database',
+      null, session_user, p_role, pg_catalog.inet_client_addr(),
+      nullif(pg_catalog.current_setting('application_name'), ''),
+      null, null, null, null, null, null)::pg_catalog.text, 'UTF8');
+  end if;
+  v_lsn := meshaudit_private.emit(meshaudit_private.message(v_key_id, v_inner, v_outer, v_payload), v_flush);
   return true;
 end
 $$;
 comment on function meshaudit_private.journal_access(text, text, text, text, text, text) is
   'Records an access in the journal alone; false if it is not armed. Raises MA002 if it cannot be relied on.';
 
--- For READ ONLY and journal mode: recorded, or refused.
 create function meshaudit_private.refuse_unrecorded() returns void
 language plpgsql volatile set search_path = ''
 as $$
@@ -1240,20 +1264,6 @@ begin
 end
 $$;
 comment on function meshaudit_private.refuse_unrecorded() is 'Raises MA002.';
-
-create function meshaudit_private.must_journal(
-  p_operation text, p_secret_id text, p_secret_table text, p_scope text, p_role text
-) returns void
-language plpgsql volatile set search_path = ''
-as $$
-begin
-  if not meshaudit_private.journal_access(p_operation, 'granted', p_secret_id, p_secret_table, p_scope, p_role) then
-    perform meshaudit_private.refuse_unrecorded();
-  end if;
-end
-$$;
-comment on function meshaudit_private.must_journal(text, text, text, text, text) is
-  'Records an access in the journal; raises MA002 if that cannot be done.';
 
 -- A denial is recorded if the journal is armed, and never keeps the error from its caller.
 create function meshaudit_private.journal_denial(p_operation text, p_secret_id text, p_scope text, p_role text) returns void
@@ -1269,31 +1279,22 @@ end
 $$;
 comment on function meshaudit_private.journal_denial(text, text, text, text) is 'Records a denial in the journal, if there is one.';
 
--- An entry of the ledger is in the journal too, so that it comes back when its transaction is rolled back.
-create function meshaudit_private.journal_entry(e meshaudit_private.ledger, j meshaudit_private.journal) returns void
+-- Setting require_journal: no access without an armed journal that works.
+create function meshaudit_private.require_journal() returns void
 language plpgsql volatile set search_path = ''
 as $$
+declare
+  v_works pg_catalog.bool;
 begin
-  if not j.armed then
-    raise exception 'no access without an armed journal' using errcode = 'MA002',
+  select j.armed and meshaudit_private.journal_works(j.healthy_until, j.healthy_since, j.slot_name) into v_works
+    from meshaudit_private.journal j;
+  if not v_works then
+    raise exception 'no access without a journal that works' using errcode = 'MA002',
       hint = 'Setting require_journal is on: run select meshaudit.arm_journal() and keep meshaudit seal --follow running.';
   end if;
-  if j.required and not meshaudit_private.journal_works(k) from meshaudit_private.journal k then
-    raise exception 'the journal''s slot is gone or has lost records' using errcode = 'MA002',
-      hint = 'Setting require_journal is on: run select meshaudit.arm_journal(), which records the gap and makes a new slot.';
-  end if;
-  perform meshaudit_private.emit(
-    meshaudit_private.sign(j.key_id, j.inner_key, j.outer_key, row(
-      pg_catalog.pg_current_wal_insert_lsn(), e.access_id, pg_catalog.pg_current_xact_id(), e.lane, e.seq,
-      pg_catalog.encode(pg_catalog.timestamptz_send(e."timestamp"), 'hex'),
-      e.operation, e.outcome, e.secret_id, e.secret_table, e.scope, e.user_identity, e.identity_source,
-      e.claimed_identity, e.db_user, e.db_role, e.ip_address, e.application_name, e.user_agent, e.request_id,
-      null, null, null, null)::meshaudit_private.journal_record),
-    j.flush);
 end
 $$;
-comment on function meshaudit_private.journal_entry(meshaudit_private.ledger, meshaudit_private.journal) is
-  'Records an entry of the ledger in the journal. Raises MA002 if the journal is required and not armed.';
+comment on function meshaudit_private.require_journal() is 'Raises MA002 unless the journal is armed and works.';
 
 -- sql/27_journal_batch.sql
 
@@ -1311,17 +1312,19 @@ declare
   v_ats constant pg_catalog.text[] := array(
     select pg_catalog.encode(pg_catalog.timestamptz_send(t.at), 'hex') from unnest(p_times) with ordinality t (at, i) order by t.i);
   v_last pg_catalog.int4;
+  v_payload pg_catalog.bytea;
+  v_lsn pg_catalog.pg_lsn;
 begin
   for i in 1 .. v_count by 500 loop
     v_last := least(i + 499, v_count);
-    perform meshaudit_private.emit(
-      meshaudit_private.sign(j.key_id, j.inner_key, j.outer_key, row(
-        pg_catalog.pg_current_wal_insert_lsn(), p_access_ids[i], p_xid, e.lane, e.seq + i - 1, v_ats[i], e.operation,
+    v_payload := pg_catalog.convert_to(row(
+        pg_catalog.pg_current_wal_insert_lsn(), coalesce(p_access_ids[i]::pg_catalog.text, pg_catalog.pg_backend_pid()::pg_catalog.text), p_xid, e.lane, e.seq + i - 1, v_ats[i], e.operation,
         e.outcome, null, e.secret_table, null, e.user_identity, e.identity_source, e.claimed_identity, e.db_user,
         e.db_role, e.ip_address, e.application_name, e.user_agent, e.request_id,
         p_secret_ids[i:v_last], p_scopes[i:v_last], v_ats[i:v_last], p_access_ids[i:v_last]
-      )::meshaudit_private.journal_record),
-      j.flush and v_last = v_count);
+      )::pg_catalog.text, 'UTF8');
+    v_lsn := meshaudit_private.emit(
+      meshaudit_private.message(j.key_id, j.inner_key, j.outer_key, v_payload), j.flush and v_last = v_count);
   end loop;
 end
 $$;
@@ -1329,8 +1332,8 @@ comment on function meshaudit_private.emit_batch(
   meshaudit_private.journal, meshaudit_private.ledger, xid8, text[], text[], timestamptz[], uuid[]
 ) is 'Emits records of many accesses.';
 
--- must_journal() for many.
-create function meshaudit_private.must_journal_many(
+-- journal_access() for many that were granted; refuses where it would return false.
+create function meshaudit_private.journal_accesses(
   p_operation text, p_secret_ids text[], p_secret_table text, p_scopes text[], p_role text
 ) returns void
 language plpgsql volatile set search_path = ''
@@ -1339,10 +1342,10 @@ declare
   j meshaudit_private.journal;
   c meshaudit_private.caller;
   e meshaudit_private.ledger;
-  v_access_ids constant pg_catalog.uuid[] := array(select pg_catalog.gen_random_uuid() from unnest(p_secret_ids));
   v_times constant pg_catalog.timestamptz[] := array(select pg_catalog.clock_timestamp() from unnest(p_secret_ids));
 begin
-  j := meshaudit_private.usable_journal();
+  select * into j from meshaudit_private.journal;
+  perform meshaudit_private.require_working(j.armed, j.slot_name);
   if not j.armed then
     perform meshaudit_private.refuse_unrecorded();
   end if;
@@ -1360,10 +1363,10 @@ begin
   e.user_agent := c.user_agent;
   e.request_id := c.request_id;
   perform meshaudit_private.emit_batch(
-    j, e, meshaudit_private.deciding_xid(), p_secret_ids, p_scopes, v_times, v_access_ids);
+    j, e, meshaudit_private.deciding_xid(), p_secret_ids, p_scopes, v_times, null);
 end
 $$;
-comment on function meshaudit_private.must_journal_many(text, text[], text, text[], text) is
+comment on function meshaudit_private.journal_accesses(text, text[], text, text[], text) is
   'Records many accesses in the journal; raises MA002 if that cannot be done.';
 
 -- sql/30_record.sql
@@ -1518,7 +1521,9 @@ begin
     perform meshaudit_private.no_such_secret('read', p_id::pg_catalog.text, '', p_role);
   end if;
   if v_mode = 'journal' or pg_catalog.current_setting('transaction_read_only') = 'on' then
-    perform meshaudit_private.must_journal('read', p_id::pg_catalog.text, 'meshaudit.secrets', v_scope, p_role);
+    if not meshaudit_private.journal_access('read', 'granted', p_id::pg_catalog.text, 'meshaudit.secrets', v_scope, p_role) then
+      perform meshaudit_private.refuse_unrecorded();
+    end if;
   else
     insert into meshaudit_private.ledger (secret_id, operation, outcome, secret_table, scope, db_role)
       values (p_id, 'read', 'granted', 'meshaudit.secrets', v_scope, p_role);
@@ -1545,7 +1550,9 @@ begin
     perform meshaudit_private.no_such_secret('read', p_key, p_scope, p_role);
   end if;
   if v_mode = 'journal' or pg_catalog.current_setting('transaction_read_only') = 'on' then
-    perform meshaudit_private.must_journal('read', v_id::pg_catalog.text, 'meshaudit.secrets', p_scope, p_role);
+    if not meshaudit_private.journal_access('read', 'granted', v_id::pg_catalog.text, 'meshaudit.secrets', p_scope, p_role) then
+      perform meshaudit_private.refuse_unrecorded();
+    end if;
   else
     insert into meshaudit_private.ledger (secret_id, operation, outcome, secret_table, scope, db_role)
       values (v_id, 'read', 'granted', 'meshaudit.secrets', p_scope, p_role);
@@ -1576,7 +1583,7 @@ begin
   if (select j.vault_mode from meshaudit_private.journal j) = 'journal'
      or pg_catalog.current_setting('transaction_read_only') = 'on' then
     if v_ids is not null then
-      perform meshaudit_private.must_journal_many('read', v_ids::pg_catalog.text[], 'meshaudit.secrets', v_scopes, p_role);
+      perform meshaudit_private.journal_accesses('read', v_ids::pg_catalog.text[], 'meshaudit.secrets', v_scopes, p_role);
     end if;
   else
     perform meshaudit_private.record_accesses(
@@ -2396,7 +2403,8 @@ as $$
 $$;
 
 -- A record as an entry, not chained yet.
-create function meshaudit_private.entry_of(r meshaudit_private.journal_record, p_outcome text) returns meshaudit_private.ledger
+create function meshaudit_private.entry_of(r meshaudit_private.journal_record, p_access_id uuid, p_outcome text)
+returns meshaudit_private.ledger
 language sql volatile set search_path = ''
 as $$
   select row(
@@ -2404,7 +2412,7 @@ as $$
     case r.operation when 'read' then 'read' else 'write' end,
     meshaudit_private.time_of(r.at), r.user_identity, r.ip_address, r.operation, p_outcome, r.secret_table, r.scope,
     r.identity_source, r.claimed_identity, r.db_user, r.db_role, r.application_name, r.user_agent, r.request_id,
-    r.access_id, -1, 0::pg_catalog.int8, ''::pg_catalog.bytea, ''::pg_catalog.bytea)::meshaudit_private.ledger
+    p_access_id, -1, 0::pg_catalog.int8, ''::pg_catalog.bytea, ''::pg_catalog.bytea)::meshaudit_private.ledger
 $$;
 
 -- Chains entries that say themselves who called, and adds them: the first takes a lane, the others follow it.
@@ -2446,7 +2454,7 @@ end
 $$;
 
 comment on function meshaudit_private.time_of(text) is 'The time that a record gives in hex.';
-comment on function meshaudit_private.entry_of(meshaudit_private.journal_record, text) is 'A record as an entry, not chained.';
+comment on function meshaudit_private.entry_of(meshaudit_private.journal_record, uuid, text) is 'A record as an entry, not chained.';
 comment on function meshaudit_private.append_entries(meshaudit_private.ledger[]) is 'Chains entries and adds them to the ledger.';
 
 -- sql/71_denials.sql
@@ -2512,8 +2520,17 @@ comment on function meshaudit_private.close_denials() is 'An entry for each past
 -- The work is done in sets, since a busy database has tens of thousands of records a second, nearly all of which have
 -- their entry already.
 
-create type meshaudit_private.journal_item as (lsn pg_lsn, status text, r meshaudit_private.journal_record);
+create type meshaudit_private.journal_item as (
+  lsn pg_lsn, access_id uuid, status text, r meshaudit_private.journal_record
+);
 comment on type meshaudit_private.journal_item is 'A genuine record, and what became of its transaction.';
+
+-- An access_id made of a digest (version 8: made in a way of our own).
+create function meshaudit_private.digest_id(p_digest bytea) returns uuid
+language sql immutable parallel safe
+return pg_catalog.encode(pg_catalog.set_byte(pg_catalog.set_byte(pg_catalog.substr(p_digest, 1, 16),
+  6, pg_catalog.get_byte(p_digest, 6) & 15 | 128), 8, pg_catalog.get_byte(p_digest, 8) & 63 | 128), 'hex')::pg_catalog.uuid;
+comment on function meshaudit_private.digest_id(bytea) is 'An access_id made of a digest.';
 
 -- Genuine records among messages, those that waited included, with the state of their transactions; and how many
 -- messages were none, or were old ones sent again. A denial stands whatever its transaction does.
@@ -2530,24 +2547,31 @@ as $$
       end as key_id
     from unnest(p_lsns, p_contents) m (lsn, content)
   ), checked as (
-    select m.lsn, m.key_id, pg_catalog.substr(m.content, 38) as body,
+    select m.lsn, m.key_id, pg_catalog.substr(m.content, 6, 32) as mac, pg_catalog.substr(m.content, 38) as body,
       k.key_id is not null and pg_catalog.substr(m.content, 6, 32)
         = pg_catalog.sha256(k.outer_key || pg_catalog.sha256(k.inner_key || pg_catalog.substr(m.content, 38))) as genuine
     from messages m
     left join meshaudit_private.journal_keys k on k.key_id = m.key_id
   ), records as materialized (
-    select c.lsn, pg_catalog.convert_from(c.body, 'UTF8')::meshaudit_private.journal_record as r, false as waited
+    select c.lsn, c.mac, null::pg_catalog.uuid as access_id,
+      pg_catalog.convert_from(c.body, 'UTF8')::meshaudit_private.journal_record as r, false as waited
     from checked c
     where c.genuine
     union all
-    select p.lsn, p.payload::meshaudit_private.journal_record, true
+    select p.lsn, null, p.access_id, p.payload::meshaudit_private.journal_record, true
     from meshaudit_private.journal_pending p
   ), timely as materialized (
     -- half of how long journal_seen remembers
-    select x.lsn, x.r, x.waited or x.lsn - (x.r).written between 0 and 536870912 as timely from records x
+    select x.lsn, x.r,
+      case
+        when x.waited then x.access_id
+        when (x.r).writer ~ '-' then (x.r).writer::pg_catalog.uuid
+        else meshaudit_private.digest_id(x.mac)
+      end as access_id,
+      x.waited or x.lsn - (x.r).written between 0 and 536870912 as timely from records x
   )
   select
-    (select pg_catalog.array_agg(row(x.lsn,
+    (select pg_catalog.array_agg(row(x.lsn, x.access_id,
         case when (x.r).xid is null or (x.r).outcome = 'denied' then 'none'
           -- too new to be asked about: still open, or of another server whose data came here
           when (x.r).xid >= pg_catalog.pg_snapshot_xmax(pg_catalog.pg_current_snapshot()) then 'in progress'
@@ -2567,13 +2591,16 @@ create function meshaudit_private.missing_entries(
 language sql volatile set search_path = ''
 as $$
   with over as materialized (
-    select i.lsn, i.status, i.r from unnest(p_items) i where i.status <> 'in progress'
+    select i.lsn, i.access_id, i.status, i.r from unnest(p_items) i where i.status <> 'in progress'
   ), singles as (
-    select o.lsn, 0::pg_catalog.int8 as n, o.status, o.r from over o where (o.r).secret_ids is null
+    select o.lsn, 0::pg_catalog.int8 as n, o.access_id, o.status, o.r from over o where (o.r).secret_ids is null
     union all
     -- a batch's entries follow each other
-    select o.lsn, b.n, o.status, row(
-      (o.r).written, b.access_id, (o.r).xid, (o.r).lane, (o.r).seq + b.n - 1, b.at, (o.r).operation, (o.r).outcome, b.secret_id,
+    select o.lsn, b.n,
+      coalesce(b.access_id, meshaudit_private.digest_id(pg_catalog.sha256(
+        pg_catalog.uuid_send(o.access_id) || pg_catalog.int8send(b.n)))),
+      o.status, row(
+      (o.r).written, (o.r).writer, (o.r).xid, (o.r).lane, (o.r).seq + b.n - 1, b.at, (o.r).operation, (o.r).outcome, b.secret_id,
       (o.r).secret_table, b.scope, (o.r).user_identity, (o.r).identity_source, (o.r).claimed_identity, (o.r).db_user,
       (o.r).db_role, (o.r).ip_address, (o.r).application_name, (o.r).user_agent, (o.r).request_id,
       null, null, null, null)::meshaudit_private.journal_record
@@ -2582,28 +2609,28 @@ as $$
         with ordinality b (secret_id, scope, at, access_id, n)
     where (o.r).secret_ids is not null
   ), missing as materialized (
-    select s.lsn, s.n, s.status, s.r from singles s
+    select s.lsn, s.n, s.access_id, s.status, s.r from singles s
     where (s.r).lane is null or not exists (
       select from meshaudit_private.ledger l
       where l.lane = (s.r).lane and l.seq = (s.r).seq and l."timestamp" = meshaudit_private.time_of((s.r).at)
-        and l.access_id = (s.r).access_id)
+        and l.access_id = s.access_id)
   ), fresh as (
     insert into meshaudit_private.journal_seen (access_id, lsn)
-      select (m.r).access_id, m.lsn from missing m order by m.lsn, m.n
+      select m.access_id, m.lsn from missing m order by m.lsn, m.n
       on conflict do nothing
       returning access_id
   ), once as (
-    select distinct on ((m.r).access_id) m.lsn, m.n, m.status, m.r
-    from missing m join fresh f on f.access_id = (m.r).access_id
-    order by (m.r).access_id, m.lsn
+    select distinct on (m.access_id) m.lsn, m.n, m.access_id, m.status, m.r
+    from missing m join fresh f on f.access_id = m.access_id
+    order by m.access_id, m.lsn
   )
   select
-    (select pg_catalog.array_agg(meshaudit_private.entry_of(o.r, case
+    (select pg_catalog.array_agg(meshaudit_private.entry_of(o.r, o.access_id, case
         when (o.r).outcome = 'denied' then 'denied'
         when (o.r).lane is not null or o.status = 'aborted' then 'rolled_back'
         else (o.r).outcome
       end))
-      from (select o.lsn, o.n, o.status, o.r from once o order by o.lsn, o.n) o),
+      from (select o.* from once o order by o.lsn, o.n) o),
     (select pg_catalog.count(*) from missing) - (select pg_catalog.count(*) from fresh)
 $$;
 
@@ -2625,9 +2652,9 @@ begin
   select m.entries, v_replayed + m.replayed into v_entries, v_replayed from meshaudit_private.missing_entries(v_items) m;
 
   delete from meshaudit_private.journal_pending p
-    using unnest(v_items) i where p.access_id = (i.r).access_id and i.status <> 'in progress';
+    using unnest(v_items) i where p.access_id = i.access_id and i.status <> 'in progress';
   insert into meshaudit_private.journal_pending (access_id, lsn, payload)
-    select (i.r).access_id, i.lsn, i.r::pg_catalog.text from unnest(v_items) i where i.status = 'in progress'
+    select i.access_id, i.lsn, i.r::pg_catalog.text from unnest(v_items) i where i.status = 'in progress'
     on conflict do nothing;
 
   v_entries := meshaudit_private.bound_denials(v_entries);
