@@ -21,6 +21,8 @@ declare
   v_flush pg_catalog.bool;
   v_payload pg_catalog.bytea;
   v_lsn pg_catalog.pg_lsn;
+  -- what seal() brings is in the journal already
+  v_record constant pg_catalog.bool := new.lane = 0;
 begin
   -- inside a SECURITY DEFINER function current_user is the owner, while SET ROLE shows in "role" and a login in
   -- session_user: whoever became the owner by hand differs there
@@ -58,21 +60,11 @@ begin
             new.ip_address, new.operation, new.outcome, new.secret_table, new.scope, new.identity_source,
             new.claimed_identity, new.db_user, new.db_role, new.application_name, new.user_agent, new.request_id,
             new.access_id)), 5))
-      from meshaudit_private.journal k
       where h.lane = v_lane and (h.xmax = 0 or meshaudit_private.is_over(h.xmax))
-      returning h.lane, h.seq, h.prev_hash, h.hash, k.armed, k.required, k.key_id, k.inner_key, k.outer_key, k.flush
-      into new.lane, new.seq, new.prev_hash, new.hash, v_armed, v_required, v_key_id, v_inner, v_outer, v_flush;
-    if not found then
-      new.lane := 0;
-    end if;
+      returning h.lane, h.seq, h.prev_hash, h.hash
+      into new.lane, new.seq, new.prev_hash, new.hash;
   end if;
-
-  if new.lane <= 0 then
-    if new.lane = 0 then
-      select k.armed, k.required, k.key_id, k.inner_key, k.outer_key, k.flush
-        into v_armed, v_required, v_key_id, v_inner, v_outer, v_flush
-        from meshaudit_private.journal k;
-    end if;
+  if new.lane <= 0 or new.lane is null then
     v_link := meshaudit_private.take_lane(meshaudit_private.entry_tail(
       new.id, new.secret_id, new.access_type, new."timestamp", new.user_identity, new.ip_address, new.operation,
       new.outcome, new.secret_table, new.scope, new.identity_source, new.claimed_identity, new.db_user, new.db_role,
@@ -83,6 +75,12 @@ begin
     new.hash := v_link.hash;
   end if;
 
+  if not v_record or not meshaudit_private.journal_used() then
+    return new;
+  end if;
+  select k.armed, k.required, k.key_id, k.inner_key, k.outer_key, k.flush
+    into v_armed, v_required, v_key_id, v_inner, v_outer, v_flush
+    from meshaudit_private.journal k;
   if v_required then
     perform meshaudit_private.require_journal();
   end if;

@@ -53,7 +53,9 @@ begin
       e.user_agent, e.request_id, b.access_id, e.lane, e.seq + b.i, b.prev_hash, b.hash
     from unnest(v_ids, p_secret_ids[2:], v_times, p_scopes[2:], v_access_ids, v_prev_hashes, v_hashes)
       with ordinality b (id, secret_id, at, scope, access_id, prev_hash, hash, i);
-  select * into j from meshaudit_private.journal;
+  if meshaudit_private.journal_used() then
+    select * into j from meshaudit_private.journal;
+  end if;
   if j.armed then
     e.seq := e.seq + 1;
     perform meshaudit_private.emit_batch(j, e, pg_catalog.pg_current_xact_id(), p_secret_ids[2:], p_scopes[2:], v_times[2:],

@@ -34,6 +34,17 @@ return pg_catalog.sha256(
   pg_catalog.convert_to(p_scope, 'UTF8') || pg_catalog.decode('00', 'hex') || pg_catalog.convert_to(p_key, 'UTF8')
 );
 
+-- Whether a read goes to the journal alone: in READ ONLY transactions, and with the vault in journal mode. Asked only
+-- where one of the two can be.
+create function meshaudit_private.not_in_ledger() returns boolean
+language plpgsql stable set search_path = ''
+as $$
+begin
+  return pg_catalog.current_setting('transaction_read_only') = 'on'
+    or (select j.vault_mode from meshaudit_private.journal j) = 'journal';
+end
+$$;
+
 create function meshaudit_private.write_secret(p_key text, p_value bytea, p_scope text, p_role name) returns uuid
 language plpgsql volatile security definer set search_path = ''
 as $$
@@ -66,14 +77,13 @@ as $$
 declare
   v_scope pg_catalog.text;
   v_value pg_catalog.bytea;
-  v_mode pg_catalog.text;
 begin
-  select s.scope, s.value, j.vault_mode into v_scope, v_value, v_mode
-    from meshaudit_private.secrets s, meshaudit_private.journal j where s.id = p_id;
+  select s.scope, s.value into v_scope, v_value from meshaudit_private.secrets s where s.id = p_id;
   if v_scope is null then
     perform meshaudit_private.no_such_secret('read', p_id::pg_catalog.text, '', p_role);
   end if;
-  if v_mode = 'journal' or pg_catalog.current_setting('transaction_read_only') = 'on' then
+  if (pg_catalog.current_setting('transaction_read_only') = 'on' or meshaudit_private.journal_used())
+     and meshaudit_private.not_in_ledger() then
     if not meshaudit_private.journal_access('read', 'granted', p_id::pg_catalog.text, 'meshaudit.secrets', v_scope, p_role) then
       perform meshaudit_private.refuse_unrecorded();
     end if;
@@ -93,16 +103,15 @@ as $$
 declare
   v_id pg_catalog.uuid;
   v_value pg_catalog.bytea;
-  v_mode pg_catalog.text;
 begin
   perform meshaudit_private.check_name(p_key, p_scope);
-  select s.id, s.value, j.vault_mode into v_id, v_value, v_mode
-    from meshaudit_private.secrets s, meshaudit_private.journal j
+  select s.id, s.value into v_id, v_value from meshaudit_private.secrets s
     where s.name_digest = meshaudit_private.name_digest(p_key, p_scope);
   if v_id is null then
     perform meshaudit_private.no_such_secret('read', p_key, p_scope, p_role);
   end if;
-  if v_mode = 'journal' or pg_catalog.current_setting('transaction_read_only') = 'on' then
+  if (pg_catalog.current_setting('transaction_read_only') = 'on' or meshaudit_private.journal_used())
+     and meshaudit_private.not_in_ledger() then
     if not meshaudit_private.journal_access('read', 'granted', v_id::pg_catalog.text, 'meshaudit.secrets', p_scope, p_role) then
       perform meshaudit_private.refuse_unrecorded();
     end if;
@@ -133,8 +142,8 @@ begin
     into v_ids, v_scopes, v_values
     from meshaudit_private.secrets s
     where s.id = any (p_ids);
-  if (select j.vault_mode from meshaudit_private.journal j) = 'journal'
-     or pg_catalog.current_setting('transaction_read_only') = 'on' then
+  if (pg_catalog.current_setting('transaction_read_only') = 'on' or meshaudit_private.journal_used())
+     and meshaudit_private.not_in_ledger() then
     if v_ids is not null then
       perform meshaudit_private.journal_accesses('read', v_ids::pg_catalog.text[], 'meshaudit.secrets', v_scopes, p_role);
     end if;
@@ -172,6 +181,7 @@ grant execute on function meshaudit_private.delete_secret(uuid, name) to meshaud
 comment on function meshaudit_private.no_such_secret(text, text, text, text) is 'Records the denial in the journal and raises MA004.';
 comment on function meshaudit_private.check_name(text, text) is 'Raises MA005 unless key and scope are usable.';
 comment on function meshaudit_private.name_digest(text, text) is 'What a secret is found by: a digest of scope and key.';
+comment on function meshaudit_private.not_in_ledger() is 'Whether a read is recorded by the journal alone.';
 comment on function meshaudit_private.write_secret(text, bytea, text, name) is 'meshaudit.write_secret(), for a role.';
 comment on function meshaudit_private.read_secret(uuid, name) is 'meshaudit.read_secret(), for a role.';
 comment on function meshaudit_private.read_secret_by_key(text, text, name) is 'meshaudit.read_secret_by_key(), for a role.';
