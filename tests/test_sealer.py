@@ -82,18 +82,24 @@ def wait_for(journal: Journal, entries: int, timeout: float = 10) -> None:
 def test_an_entry_is_there_within_a_second(journal: Journal) -> None:
     with following(journal.db.dsn()) as events:
         wait_until(lambda: "connected" in [name for name, _ in events])
-        undone_read(journal)
-        wait_for(journal, 1, 2)
+        took = []
+        for entries in (1, 2, 3):
+            start = time.monotonic()
+            undone_read(journal)
+            wait_for(journal, entries, 10)
+            took.append(time.monotonic() - start)
+        # the best of three: other tests keep the machine busy
+        assert min(took) < 1, took
         client = journal.client()
         client.execute("begin read only")
         one(client, READ, journal.secret)
         client.execute("commit")
-        wait_until(lambda: journal.outcomes() == ["rolled_back", "granted"])
+        wait_until(lambda: journal.outcomes() == ["rolled_back"] * 3 + ["granted"])
     names = [name for name, _ in events]
     assert names[:2] == ["started", "connected"]
     assert names[-1] == "stopped"
     sealed = [facts for name, facts in events if name == "sealed"]
-    assert sum(facts["entries"] for facts in sealed) == sealed[-1]["total"] == 2
+    assert sum(facts["entries"] for facts in sealed) == sealed[-1]["total"] == 4
     assert set(sealed[0]) == {"entries", "total", "seconds", "behind_bytes"}
 
 
