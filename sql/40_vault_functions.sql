@@ -1,6 +1,7 @@
 -- The vault: authorize (EXECUTE, given to meshaudit_client), record, reveal; in that order.
 --
 -- The functions here take the role that called as their last argument, because inside of them current_user is the owner.
+-- One read in the journal is written out here, since calling journal_access() would cost a third of it.
 -- Only the public functions (42_vault_api.sql) call them: without USAGE on this schema nobody else can name them.
 
 create function meshaudit_private.no_such_secret(p_operation text, p_what text, p_scope text, p_role text) returns void
@@ -65,20 +66,34 @@ as $$
 declare
   v_scope pg_catalog.text;
   v_value pg_catalog.bytea;
-  v_mode pg_catalog.text;
+  v_works pg_catalog.bool;  -- null: the ledger takes it
+  v_key_id pg_catalog.int4;
+  v_inner pg_catalog.bytea;
+  v_outer pg_catalog.bytea;
+  v_flush pg_catalog.bool;
+  v_lsn pg_catalog.pg_lsn;
+  v_payload pg_catalog.bytea;
 begin
-  select s.scope, s.value, j.vault_mode into v_scope, v_value, v_mode
+  select s.scope, s.value,
+      case when j.vault_mode = 'journal' or pg_catalog.current_setting('transaction_read_only') = 'on' then
+        j.armed and not pg_catalog.pg_is_in_recovery()
+        and meshaudit_private.journal_works(j.healthy_until, j.healthy_since, j.slot_name) end,
+      j.key_id, j.inner_key, j.outer_key, j.flush
+    into v_scope, v_value, v_works, v_key_id, v_inner, v_outer, v_flush
     from meshaudit_private.secrets s, meshaudit_private.journal j where s.id = p_id;
   if v_scope is null then
     perform meshaudit_private.no_such_secret('read', p_id::pg_catalog.text, '', p_role);
   end if;
-  if v_mode = 'journal' or pg_catalog.current_setting('transaction_read_only') = 'on' then
-    if not meshaudit_private.journal_access('read', 'granted', p_id::pg_catalog.text, 'meshaudit.secrets', v_scope, p_role) then
-      perform meshaudit_private.refuse_unrecorded();
-    end if;
-  else
+  if v_works is null then
     insert into meshaudit_private.ledger (secret_id, operation, outcome, secret_table, scope, db_role)
       values (p_id, 'read', 'granted', 'meshaudit.secrets', v_scope, p_role);
+  elsif v_works and meshaudit_private.is_plain_session() then
+    v_payload := meshaudit_private.plain_payload(
+      'read', 'granted', p_id::pg_catalog.text, 'meshaudit.secrets', v_scope, p_role);
+    v_lsn := meshaudit_private.emit(meshaudit_private.message(v_key_id, v_inner, v_outer, v_payload), v_flush);
+  elsif not meshaudit_private.journal_access(
+      'read', 'granted', p_id::pg_catalog.text, 'meshaudit.secrets', v_scope, p_role) then
+    perform meshaudit_private.refuse_unrecorded();
   end if;
   return v_value;
 end
@@ -92,22 +107,36 @@ as $$
 declare
   v_id pg_catalog.uuid;
   v_value pg_catalog.bytea;
-  v_mode pg_catalog.text;
+  v_works pg_catalog.bool;  -- null: the ledger takes it
+  v_key_id pg_catalog.int4;
+  v_inner pg_catalog.bytea;
+  v_outer pg_catalog.bytea;
+  v_flush pg_catalog.bool;
+  v_lsn pg_catalog.pg_lsn;
+  v_payload pg_catalog.bytea;
 begin
   perform meshaudit_private.check_name(p_key, p_scope);
-  select s.id, s.value, j.vault_mode into v_id, v_value, v_mode
+  select s.id, s.value,
+      case when j.vault_mode = 'journal' or pg_catalog.current_setting('transaction_read_only') = 'on' then
+        j.armed and not pg_catalog.pg_is_in_recovery()
+        and meshaudit_private.journal_works(j.healthy_until, j.healthy_since, j.slot_name) end,
+      j.key_id, j.inner_key, j.outer_key, j.flush
+    into v_id, v_value, v_works, v_key_id, v_inner, v_outer, v_flush
     from meshaudit_private.secrets s, meshaudit_private.journal j
     where s.name_digest = meshaudit_private.name_digest(p_key, p_scope);
   if v_id is null then
     perform meshaudit_private.no_such_secret('read', p_key, p_scope, p_role);
   end if;
-  if v_mode = 'journal' or pg_catalog.current_setting('transaction_read_only') = 'on' then
-    if not meshaudit_private.journal_access('read', 'granted', v_id::pg_catalog.text, 'meshaudit.secrets', p_scope, p_role) then
-      perform meshaudit_private.refuse_unrecorded();
-    end if;
-  else
+  if v_works is null then
     insert into meshaudit_private.ledger (secret_id, operation, outcome, secret_table, scope, db_role)
       values (v_id, 'read', 'granted', 'meshaudit.secrets', p_scope, p_role);
+  elsif v_works and meshaudit_private.is_plain_session() then
+    v_payload := meshaudit_private.plain_payload(
+      'read', 'granted', v_id::pg_catalog.text, 'meshaudit.secrets', p_scope, p_role);
+    v_lsn := meshaudit_private.emit(meshaudit_private.message(v_key_id, v_inner, v_outer, v_payload), v_flush);
+  elsif not meshaudit_private.journal_access(
+      'read', 'granted', v_id::pg_catalog.text, 'meshaudit.secrets', p_scope, p_role) then
+    perform meshaudit_private.refuse_unrecorded();
   end if;
   return v_value;
 end
@@ -141,7 +170,7 @@ begin
     perform meshaudit_private.record_accesses(
       'read', 'granted', v_ids::pg_catalog.text[], 'meshaudit.secrets', v_scopes, p_role);
   end if;
-  for v_unknown in select distinct i from unnest(p_ids) i where i is not null and i <> all (coalesce(v_ids, '{}')) limit 100 loop
+  for v_unknown in select i from unnest(p_ids) i where i is not null except select k from unnest(v_ids) k limit 100 loop
     perform meshaudit_private.journal_denial('read', v_unknown::pg_catalog.text, '', p_role);
   end loop;
   return query select * from unnest(v_ids, v_values);
