@@ -34,8 +34,9 @@ from meshaudit.errors import (
 )
 
 INTERVAL = 0.2
-# Meanwhile nothing was written, so there is nothing to seal; but status() wants to see that we live.
-KEEPALIVE = 5.0
+# When nothing is written, runs are this far apart. No longer: what was written during a run and flushed only
+# by its commit looks as if that run had seen it.
+IDLE = 0.7
 PROGRESS = 2.0
 _BACKLOG = 1_000_000  # bytes of log: more than one run's worth passes at once only if there is a backlog
 _FIRST_DELAY, _LAST_DELAY = 0.1, 10.0
@@ -149,7 +150,7 @@ class _Worker:
         """Seal if there may be something to seal; returns how long to wait."""
         before = _place(self._conn)
         now = time.monotonic()
-        if before.written == self._quiet_at and now - self._ran < KEEPALIVE:
+        if before.written == self._quiet_at and now - self._ran < IDLE:
             return self._interval
         made = seal_once(self._conn)
         self._ran = time.monotonic()

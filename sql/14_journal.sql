@@ -87,10 +87,14 @@ alter table meshaudit_private.journal_denials enable row level security;
 
 insert into meshaudit_private.journal default values;
 
--- Whether an access must look at the row above at all: armed, required, or the vault in journal mode. The answer is the
--- body of a function, made anew whenever the row changes: it is inlined, so that a database without a journal pays
+-- Whether an access must look at the row above at all: armed, required, or the vault in journal mode. The answers are the
+-- bodies of functions, made anew whenever the row changes: they are inlined, so that a database without a journal pays
 -- nothing for it (reading the row cost 6 % of an access). STABLE, not IMMUTABLE: only then do cached plans notice.
 create function meshaudit_private.journal_used() returns boolean
+language sql stable parallel safe
+return false;
+
+create function meshaudit_private.vault_in_journal() returns boolean
 language sql stable parallel safe
 return false;
 
@@ -101,6 +105,9 @@ begin
   execute pg_catalog.format(
     'create or replace function meshaudit_private.journal_used() returns boolean language sql stable parallel safe return %s',
     (new.armed or new.required or new.vault_mode = 'journal')::pg_catalog.text);
+  execute pg_catalog.format(
+    'create or replace function meshaudit_private.vault_in_journal() returns boolean language sql stable parallel safe return %s',
+    (new.vault_mode = 'journal')::pg_catalog.text);
   return null;
 end
 $$;
@@ -110,4 +117,5 @@ create trigger note_journal_used after update of armed, required, vault_mode on 
 alter table meshaudit_private.journal enable always trigger note_journal_used;
 
 comment on function meshaudit_private.journal_used() is 'Whether the journal is armed or required, or the vault in journal mode.';
-comment on function meshaudit_private.note_journal_used() is 'Keeps journal_used() true to the row.';
+comment on function meshaudit_private.vault_in_journal() is 'Whether the vault is in journal mode.';
+comment on function meshaudit_private.note_journal_used() is 'Keeps journal_used() and vault_in_journal() true to the row.';

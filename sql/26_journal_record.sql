@@ -137,23 +137,27 @@ language sql volatile parallel unsafe
 return case when pg_catalog.current_setting('transaction_read_only') = 'off' then pg_catalog.pg_current_xact_id_if_assigned() end;
 comment on function meshaudit_private.deciding_xid() is 'The transaction whose end decides an access''s outcome; null if none does.';
 
-create function meshaudit_private.caller_now() returns meshaudit_private.caller
-language plpgsql stable set search_path = ''
-as $$
-declare
-  c meshaudit_private.caller;
-begin
-  if pg_catalog.current_setting('request.jwt.claims', true) <> '' or pg_catalog.current_setting('request.headers', true) <> ''
-     or pg_catalog.current_setting('meshaudit.actor', true) <> '' then
-    return meshaudit_private.session_caller();
-  end if;
-  c.user_identity := session_user;
-  c.identity_source := 'database';
-  c.ip_address := pg_catalog.inet_client_addr();
-  return c;
-end
-$$;
-comment on function meshaudit_private.caller_now() is 'session_caller(), the quick way where no setting has a say.';
+-- Whether no setting of the session has a say in who calls.
+create function meshaudit_private.is_plain_session() returns boolean
+language sql stable
+return coalesce(pg_catalog.current_setting('request.jwt.claims', true), '') = ''
+  and coalesce(pg_catalog.current_setting('request.headers', true), '') = ''
+  and coalesce(pg_catalog.current_setting('meshaudit.actor', true), '') = '';
+comment on function meshaudit_private.is_plain_session() is 'Whether session_caller() would say nothing but the login and its address.';
+
+-- The payload of a plain session's access that has no entry in the ledger.
+create function meshaudit_private.plain_payload(
+  p_operation text, p_outcome text, p_secret_id text, p_secret_table text, p_scope text, p_role text
+) returns bytea
+language sql volatile
+return pg_catalog.convert_to(row(
+  pg_catalog.pg_current_wal_insert_lsn(), pg_catalog.pg_backend_pid(), meshaudit_private.deciding_xid(), null, null,
+  pg_catalog.encode(pg_catalog.timestamptz_send(pg_catalog.clock_timestamp()), 'hex'),
+  p_operation, p_outcome, p_secret_id, p_secret_table, p_scope, session_user, 'database',
+  null, session_user, p_role, pg_catalog.inet_client_addr(),
+  nullif(pg_catalog.current_setting('application_name'), ''), null, null, null, null, null, null)::pg_catalog.text, 'UTF8');
+comment on function meshaudit_private.plain_payload(text, text, text, text, text, text) is
+  'The payload of a record, where the login is all there is to say about the caller.';
 
 -- Records an access in the journal alone: in READ ONLY transactions, in journal mode, and denials. False: the journal
 -- is not armed. Raises MA002 if it is, but cannot be relied on.
@@ -185,8 +189,9 @@ begin
   if not v_armed then
     return false;
   end if;
-  if pg_catalog.current_setting('request.jwt.claims', true) <> '' or pg_catalog.current_setting('request.headers', true) <> ''
-     or pg_catalog.current_setting('meshaudit.actor', true) <> '' then
+  if meshaudit_private.is_plain_session() then
+    v_payload := meshaudit_private.plain_payload(p_operation, p_outcome, p_secret_id, p_secret_table, p_scope, p_role);
+  else
     c := meshaudit_private.session_caller();
     v_payload := pg_catalog.convert_to(row(
       pg_catalog.pg_current_wal_insert_lsn(), pg_catalog.pg_backend_pid(), meshaudit_private.deciding_xid(), null, null,
@@ -194,14 +199,6 @@ begin
       p_operation, p_outcome, p_secret_id, p_secret_table, p_scope, c.user_identity, c.identity_source,
       c.claimed_identity, session_user, p_role, c.ip_address, nullif(pg_catalog.current_setting('application_name'), ''),
       c.user_agent, c.request_id, null, null, null, null)::pg_catalog.text, 'UTF8');
-  else
-    v_payload := pg_catalog.convert_to(row(
-      pg_catalog.pg_current_wal_insert_lsn(), pg_catalog.pg_backend_pid(), meshaudit_private.deciding_xid(), null, null,
-      pg_catalog.encode(pg_catalog.timestamptz_send(pg_catalog.clock_timestamp()), 'hex'),
-      p_operation, p_outcome, p_secret_id, p_secret_table, p_scope, session_user, 'database',
-      null, session_user, p_role, pg_catalog.inet_client_addr(),
-      nullif(pg_catalog.current_setting('application_name'), ''),
-      null, null, null, null, null, null)::pg_catalog.text, 'UTF8');
   end if;
   v_lsn := meshaudit_private.emit(meshaudit_private.message(v_key_id, v_inner, v_outer, v_payload), v_flush);
   return true;

@@ -49,7 +49,7 @@ begin
   if not j.armed then
     perform meshaudit_private.refuse_unrecorded();
   end if;
-  c := meshaudit_private.caller_now();
+  c := meshaudit_private.session_caller();
   e.operation := p_operation;
   e.outcome := 'granted';
   e.secret_table := p_secret_table;

@@ -1,6 +1,7 @@
 -- The vault: authorize (EXECUTE, given to meshaudit_client), record, reveal; in that order.
 --
 -- The functions here take the role that called as their last argument, because inside of them current_user is the owner.
+-- One read in the journal is written out here, since calling journal_access() would cost a third of it.
 -- Only the public functions (42_vault_api.sql) call them: without USAGE on this schema nobody else can name them. (Members
 -- of pg_read_all_data have USAGE everywhere: one who is also a client can give a false db_role, though not db_user.)
 
@@ -34,17 +35,6 @@ return pg_catalog.sha256(
   pg_catalog.convert_to(p_scope, 'UTF8') || pg_catalog.decode('00', 'hex') || pg_catalog.convert_to(p_key, 'UTF8')
 );
 
--- Whether a read goes to the journal alone: in READ ONLY transactions, and with the vault in journal mode. Asked only
--- where one of the two can be.
-create function meshaudit_private.not_in_ledger() returns boolean
-language plpgsql stable set search_path = ''
-as $$
-begin
-  return pg_catalog.current_setting('transaction_read_only') = 'on'
-    or (select j.vault_mode from meshaudit_private.journal j) = 'journal';
-end
-$$;
-
 create function meshaudit_private.write_secret(p_key text, p_value bytea, p_scope text, p_role name) returns uuid
 language plpgsql volatile security definer set search_path = ''
 as $$
@@ -77,19 +67,35 @@ as $$
 declare
   v_scope pg_catalog.text;
   v_value pg_catalog.bytea;
+  v_works pg_catalog.bool;  -- null: the ledger takes it
+  v_key_id pg_catalog.int4;
+  v_inner pg_catalog.bytea;
+  v_outer pg_catalog.bytea;
+  v_flush pg_catalog.bool;
+  v_lsn pg_catalog.pg_lsn;
+  v_payload pg_catalog.bytea;
 begin
   select s.scope, s.value into v_scope, v_value from meshaudit_private.secrets s where s.id = p_id;
   if v_scope is null then
     perform meshaudit_private.no_such_secret('read', p_id::pg_catalog.text, '', p_role);
   end if;
-  if (pg_catalog.current_setting('transaction_read_only') = 'on' or meshaudit_private.journal_used())
-     and meshaudit_private.not_in_ledger() then
-    if not meshaudit_private.journal_access('read', 'granted', p_id::pg_catalog.text, 'meshaudit.secrets', v_scope, p_role) then
-      perform meshaudit_private.refuse_unrecorded();
-    end if;
-  else
+  if pg_catalog.current_setting('transaction_read_only') = 'on' or meshaudit_private.vault_in_journal() then
+    select j.armed and not pg_catalog.pg_is_in_recovery()
+        and meshaudit_private.journal_works(j.healthy_until, j.healthy_since, j.slot_name),
+        j.key_id, j.inner_key, j.outer_key, j.flush
+      into v_works, v_key_id, v_inner, v_outer, v_flush
+      from meshaudit_private.journal j;
+  end if;
+  if v_works is null then
     insert into meshaudit_private.ledger (secret_id, operation, outcome, secret_table, scope, db_role)
       values (p_id, 'read', 'granted', 'meshaudit.secrets', v_scope, p_role);
+  elsif v_works and meshaudit_private.is_plain_session() then
+    v_payload := meshaudit_private.plain_payload(
+      'read', 'granted', p_id::pg_catalog.text, 'meshaudit.secrets', v_scope, p_role);
+    v_lsn := meshaudit_private.emit(meshaudit_private.message(v_key_id, v_inner, v_outer, v_payload), v_flush);
+  elsif not meshaudit_private.journal_access(
+      'read', 'granted', p_id::pg_catalog.text, 'meshaudit.secrets', v_scope, p_role) then
+    perform meshaudit_private.refuse_unrecorded();
   end if;
   return v_value;
 end
@@ -103,6 +109,13 @@ as $$
 declare
   v_id pg_catalog.uuid;
   v_value pg_catalog.bytea;
+  v_works pg_catalog.bool;  -- null: the ledger takes it
+  v_key_id pg_catalog.int4;
+  v_inner pg_catalog.bytea;
+  v_outer pg_catalog.bytea;
+  v_flush pg_catalog.bool;
+  v_lsn pg_catalog.pg_lsn;
+  v_payload pg_catalog.bytea;
 begin
   perform meshaudit_private.check_name(p_key, p_scope);
   select s.id, s.value into v_id, v_value from meshaudit_private.secrets s
@@ -110,14 +123,23 @@ begin
   if v_id is null then
     perform meshaudit_private.no_such_secret('read', p_key, p_scope, p_role);
   end if;
-  if (pg_catalog.current_setting('transaction_read_only') = 'on' or meshaudit_private.journal_used())
-     and meshaudit_private.not_in_ledger() then
-    if not meshaudit_private.journal_access('read', 'granted', v_id::pg_catalog.text, 'meshaudit.secrets', p_scope, p_role) then
-      perform meshaudit_private.refuse_unrecorded();
-    end if;
-  else
+  if pg_catalog.current_setting('transaction_read_only') = 'on' or meshaudit_private.vault_in_journal() then
+    select j.armed and not pg_catalog.pg_is_in_recovery()
+        and meshaudit_private.journal_works(j.healthy_until, j.healthy_since, j.slot_name),
+        j.key_id, j.inner_key, j.outer_key, j.flush
+      into v_works, v_key_id, v_inner, v_outer, v_flush
+      from meshaudit_private.journal j;
+  end if;
+  if v_works is null then
     insert into meshaudit_private.ledger (secret_id, operation, outcome, secret_table, scope, db_role)
       values (v_id, 'read', 'granted', 'meshaudit.secrets', p_scope, p_role);
+  elsif v_works and meshaudit_private.is_plain_session() then
+    v_payload := meshaudit_private.plain_payload(
+      'read', 'granted', v_id::pg_catalog.text, 'meshaudit.secrets', p_scope, p_role);
+    v_lsn := meshaudit_private.emit(meshaudit_private.message(v_key_id, v_inner, v_outer, v_payload), v_flush);
+  elsif not meshaudit_private.journal_access(
+      'read', 'granted', v_id::pg_catalog.text, 'meshaudit.secrets', p_scope, p_role) then
+    perform meshaudit_private.refuse_unrecorded();
   end if;
   return v_value;
 end
@@ -142,8 +164,7 @@ begin
     into v_ids, v_scopes, v_values
     from meshaudit_private.secrets s
     where s.id = any (p_ids);
-  if (pg_catalog.current_setting('transaction_read_only') = 'on' or meshaudit_private.journal_used())
-     and meshaudit_private.not_in_ledger() then
+  if pg_catalog.current_setting('transaction_read_only') = 'on' or meshaudit_private.vault_in_journal() then
     if v_ids is not null then
       perform meshaudit_private.journal_accesses('read', v_ids::pg_catalog.text[], 'meshaudit.secrets', v_scopes, p_role);
     end if;
@@ -151,7 +172,7 @@ begin
     perform meshaudit_private.record_accesses(
       'read', 'granted', v_ids::pg_catalog.text[], 'meshaudit.secrets', v_scopes, p_role);
   end if;
-  for v_unknown in select distinct i from unnest(p_ids) i where i is not null and i <> all (coalesce(v_ids, '{}')) limit 100 loop
+  for v_unknown in select i from unnest(p_ids) i where i is not null except select k from unnest(v_ids) k limit 100 loop
     perform meshaudit_private.journal_denial('read', v_unknown::pg_catalog.text, '', p_role);
   end loop;
   return query select * from unnest(v_ids, v_values);
@@ -181,7 +202,6 @@ grant execute on function meshaudit_private.delete_secret(uuid, name) to meshaud
 comment on function meshaudit_private.no_such_secret(text, text, text, text) is 'Records the denial in the journal and raises MA004.';
 comment on function meshaudit_private.check_name(text, text) is 'Raises MA005 unless key and scope are usable.';
 comment on function meshaudit_private.name_digest(text, text) is 'What a secret is found by: a digest of scope and key.';
-comment on function meshaudit_private.not_in_ledger() is 'Whether a read is recorded by the journal alone.';
 comment on function meshaudit_private.write_secret(text, bytea, text, name) is 'meshaudit.write_secret(), for a role.';
 comment on function meshaudit_private.read_secret(uuid, name) is 'meshaudit.read_secret(), for a role.';
 comment on function meshaudit_private.read_secret_by_key(text, text, name) is 'meshaudit.read_secret_by_key(), for a role.';

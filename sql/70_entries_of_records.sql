@@ -1,24 +1,20 @@
 -- From records of the journal to entries of the ledger.
 
 create function meshaudit_private.time_of(p_at text) returns timestamptz
-language sql immutable set search_path = ''
-as $$
-  select '2000-01-01 00:00:00+00'::pg_catalog.timestamptz
-    + ('x' || p_at)::pg_catalog."bit"(64)::pg_catalog.int8 * '1 microsecond'::pg_catalog.interval
-$$;
+language sql stable
+return '2000-01-01 00:00:00+00'::pg_catalog.timestamptz
+  + ('x' || p_at)::pg_catalog."bit"(64)::pg_catalog.int8 * '1 microsecond'::pg_catalog.interval;
 
 -- A record as an entry, not chained yet.
 create function meshaudit_private.entry_of(r meshaudit_private.journal_record, p_access_id uuid, p_outcome text)
 returns meshaudit_private.ledger
-language sql volatile set search_path = ''
-as $$
-  select row(
+language sql volatile
+return row(
     pg_catalog.nextval('meshaudit_private.ledger_id'), r.secret_id,
     case r.operation when 'read' then 'read' else 'write' end,
     meshaudit_private.time_of(r.at), r.user_identity, r.ip_address, r.operation, p_outcome, r.secret_table, r.scope,
     r.identity_source, r.claimed_identity, r.db_user, r.db_role, r.application_name, r.user_agent, r.request_id,
-    p_access_id, -1, 0::pg_catalog.int8, ''::pg_catalog.bytea, ''::pg_catalog.bytea)::meshaudit_private.ledger
-$$;
+    p_access_id, -1, 0::pg_catalog.int8, ''::pg_catalog.bytea, ''::pg_catalog.bytea)::meshaudit_private.ledger;
 
 -- Chains entries that say themselves who called, and adds them: the first takes a lane, the others follow it.
 create function meshaudit_private.append_entries(p_entries meshaudit_private.ledger[]) returns void

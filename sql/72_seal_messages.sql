@@ -147,7 +147,9 @@ begin
     select i.access_id, i.lsn, i.r::pg_catalog.text from unnest(v_items) i where i.status = 'in progress'
     on conflict do nothing;
 
-  v_entries := meshaudit_private.bound_denials(v_entries);
+  if (select pg_catalog.bool_or(e.outcome = 'denied') from unnest(v_entries) e) then
+    v_entries := meshaudit_private.bound_denials(v_entries);
+  end if;
   -- behind, it may yet come to denials of minutes long past
   if p_caught_up then
     v_entries := v_entries || meshaudit_private.close_denials();

@@ -339,10 +339,14 @@ alter table meshaudit_private.journal_denials enable row level security;
 
 insert into meshaudit_private.journal default values;
 
--- Whether an access must look at the row above at all: armed, required, or the vault in journal mode. The answer is the
--- body of a function, made anew whenever the row changes: it is inlined, so that a database without a journal pays
+-- Whether an access must look at the row above at all: armed, required, or the vault in journal mode. The answers are the
+-- bodies of functions, made anew whenever the row changes: they are inlined, so that a database without a journal pays
 -- nothing for it (reading the row cost 6 % of an access). STABLE, not IMMUTABLE: only then do cached plans notice.
 create function meshaudit_private.journal_used() returns boolean
+language sql stable parallel safe
+return false;
+
+create function meshaudit_private.vault_in_journal() returns boolean
 language sql stable parallel safe
 return false;
 
@@ -353,6 +357,9 @@ begin
   execute pg_catalog.format(
     'create or replace function meshaudit_private.journal_used() returns boolean language sql stable parallel safe return %s',
     (new.armed or new.required or new.vault_mode = 'journal')::pg_catalog.text);
+  execute pg_catalog.format(
+    'create or replace function meshaudit_private.vault_in_journal() returns boolean language sql stable parallel safe return %s',
+    (new.vault_mode = 'journal')::pg_catalog.text);
   return null;
 end
 $$;
@@ -362,7 +369,8 @@ create trigger note_journal_used after update of armed, required, vault_mode on 
 alter table meshaudit_private.journal enable always trigger note_journal_used;
 
 comment on function meshaudit_private.journal_used() is 'Whether the journal is armed or required, or the vault in journal mode.';
-comment on function meshaudit_private.note_journal_used() is 'Keeps journal_used() true to the row.';
+comment on function meshaudit_private.vault_in_journal() is 'Whether the vault is in journal mode.';
+comment on function meshaudit_private.note_journal_used() is 'Keeps journal_used() and vault_in_journal() true to the row.';
 
 -- sql/20_entry_bytes.sql
 
@@ -1205,23 +1213,27 @@ language sql volatile parallel unsafe
 return case when pg_catalog.current_setting('transaction_read_only') = 'off' then pg_catalog.pg_current_xact_id_if_assigned() end;
 comment on function meshaudit_private.deciding_xid() is 'The transaction whose end decides an access''s outcome; null if none does.';
 
-create function meshaudit_private.caller_now() returns meshaudit_private.caller
-language plpgsql stable set search_path = ''
-as $$
-declare
-  c meshaudit_private.caller;
-begin
-  if pg_catalog.current_setting('request.jwt.claims', true) <> '' or pg_catalog.current_setting('request.headers', true) <> ''
-     or pg_catalog.current_setting('meshaudit.actor', true) <> '' then
-    return meshaudit_private.session_caller();
-  end if;
-  c.user_identity := session_user;
-  c.identity_source := 'database';
-  c.ip_address := pg_catalog.inet_client_addr();
-  return c;
-end
-$$;
-comment on function meshaudit_private.caller_now() is 'session_caller(), the quick way where no setting has a say.';
+-- Whether no setting of the session has a say in who calls.
+create function meshaudit_private.is_plain_session() returns boolean
+language sql stable
+return coalesce(pg_catalog.current_setting('request.jwt.claims', true), '') = ''
+  and coalesce(pg_catalog.current_setting('request.headers', true), '') = ''
+  and coalesce(pg_catalog.current_setting('meshaudit.actor', true), '') = '';
+comment on function meshaudit_private.is_plain_session() is 'Whether session_caller() would say nothing but the login and its address.';
+
+-- The payload of a plain session's access that has no entry in the ledger.
+create function meshaudit_private.plain_payload(
+  p_operation text, p_outcome text, p_secret_id text, p_secret_table text, p_scope text, p_role text
+) returns bytea
+language sql volatile
+return pg_catalog.convert_to(row(
+  pg_catalog.pg_current_wal_insert_lsn(), pg_catalog.pg_backend_pid(), meshaudit_private.deciding_xid(), null, null,
+  pg_catalog.encode(pg_catalog.timestamptz_send(pg_catalog.clock_timestamp()), 'hex'),
+  p_operation, p_outcome, p_secret_id, p_secret_table, p_scope, session_user, 'database',
+  null, session_user, p_role, pg_catalog.inet_client_addr(),
+  nullif(pg_catalog.current_setting('application_name'), ''), null, null, null, null, null, null)::pg_catalog.text, 'UTF8');
+comment on function meshaudit_private.plain_payload(text, text, text, text, text, text) is
+  'The payload of a record, where the login is all there is to say about the caller.';
 
 -- Records an access in the journal alone: in READ ONLY transactions, in journal mode, and denials. False: the journal
 -- is not armed. Raises MA002 if it is, but cannot be relied on.
@@ -1253,8 +1265,9 @@ begin
   if not v_armed then
     return false;
   end if;
-  if pg_catalog.current_setting('request.jwt.claims', true) <> '' or pg_catalog.current_setting('request.headers', true) <> ''
-     or pg_catalog.current_setting('meshaudit.actor', true) <> '' then
+  if meshaudit_private.is_plain_session() then
+    v_payload := meshaudit_private.plain_payload(p_operation, p_outcome, p_secret_id, p_secret_table, p_scope, p_role);
+  else
     c := meshaudit_private.session_caller();
     v_payload := pg_catalog.convert_to(row(
       pg_catalog.pg_current_wal_insert_lsn(), pg_catalog.pg_backend_pid(), meshaudit_private.deciding_xid(), null, null,
@@ -1262,14 +1275,6 @@ begin
       p_operation, p_outcome, p_secret_id, p_secret_table, p_scope, c.user_identity, c.identity_source,
       c.claimed_identity, session_user, p_role, c.ip_address, nullif(pg_catalog.current_setting('application_name'), ''),
       c.user_agent, c.request_id, null, null, null, null)::pg_catalog.text, 'UTF8');
-  else
-    v_payload := pg_catalog.convert_to(row(
-      pg_catalog.pg_current_wal_insert_lsn(), pg_catalog.pg_backend_pid(), meshaudit_private.deciding_xid(), null, null,
-      pg_catalog.encode(pg_catalog.timestamptz_send(pg_catalog.clock_timestamp()), 'hex'),
-      p_operation, p_outcome, p_secret_id, p_secret_table, p_scope, session_user, 'database',
-      null, session_user, p_role, pg_catalog.inet_client_addr(),
-      nullif(pg_catalog.current_setting('application_name'), ''),
-      null, null, null, null, null, null)::pg_catalog.text, 'UTF8');
   end if;
   v_lsn := meshaudit_private.emit(meshaudit_private.message(v_key_id, v_inner, v_outer, v_payload), v_flush);
   return true;
@@ -1372,7 +1377,7 @@ begin
   if not j.armed then
     perform meshaudit_private.refuse_unrecorded();
   end if;
-  c := meshaudit_private.caller_now();
+  c := meshaudit_private.session_caller();
   e.operation := p_operation;
   e.outcome := 'granted';
   e.secret_table := p_secret_table;
@@ -1473,6 +1478,7 @@ comment on function meshaudit_private.record_accesses(text, text, text[], text, 
 -- The vault: authorize (EXECUTE, given to meshaudit_client), record, reveal; in that order.
 --
 -- The functions here take the role that called as their last argument, because inside of them current_user is the owner.
+-- One read in the journal is written out here, since calling journal_access() would cost a third of it.
 -- Only the public functions (42_vault_api.sql) call them: without USAGE on this schema nobody else can name them. (Members
 -- of pg_read_all_data have USAGE everywhere: one who is also a client can give a false db_role, though not db_user.)
 
@@ -1506,17 +1512,6 @@ return pg_catalog.sha256(
   pg_catalog.convert_to(p_scope, 'UTF8') || pg_catalog.decode('00', 'hex') || pg_catalog.convert_to(p_key, 'UTF8')
 );
 
--- Whether a read goes to the journal alone: in READ ONLY transactions, and with the vault in journal mode. Asked only
--- where one of the two can be.
-create function meshaudit_private.not_in_ledger() returns boolean
-language plpgsql stable set search_path = ''
-as $$
-begin
-  return pg_catalog.current_setting('transaction_read_only') = 'on'
-    or (select j.vault_mode from meshaudit_private.journal j) = 'journal';
-end
-$$;
-
 create function meshaudit_private.write_secret(p_key text, p_value bytea, p_scope text, p_role name) returns uuid
 language plpgsql volatile security definer set search_path = ''
 as $$
@@ -1549,19 +1544,35 @@ as $$
 declare
   v_scope pg_catalog.text;
   v_value pg_catalog.bytea;
+  v_works pg_catalog.bool;  -- null: the ledger takes it
+  v_key_id pg_catalog.int4;
+  v_inner pg_catalog.bytea;
+  v_outer pg_catalog.bytea;
+  v_flush pg_catalog.bool;
+  v_lsn pg_catalog.pg_lsn;
+  v_payload pg_catalog.bytea;
 begin
   select s.scope, s.value into v_scope, v_value from meshaudit_private.secrets s where s.id = p_id;
   if v_scope is null then
     perform meshaudit_private.no_such_secret('read', p_id::pg_catalog.text, '', p_role);
   end if;
-  if (pg_catalog.current_setting('transaction_read_only') = 'on' or meshaudit_private.journal_used())
-     and meshaudit_private.not_in_ledger() then
-    if not meshaudit_private.journal_access('read', 'granted', p_id::pg_catalog.text, 'meshaudit.secrets', v_scope, p_role) then
-      perform meshaudit_private.refuse_unrecorded();
-    end if;
-  else
+  if pg_catalog.current_setting('transaction_read_only') = 'on' or meshaudit_private.vault_in_journal() then
+    select j.armed and not pg_catalog.pg_is_in_recovery()
+        and meshaudit_private.journal_works(j.healthy_until, j.healthy_since, j.slot_name),
+        j.key_id, j.inner_key, j.outer_key, j.flush
+      into v_works, v_key_id, v_inner, v_outer, v_flush
+      from meshaudit_private.journal j;
+  end if;
+  if v_works is null then
     insert into meshaudit_private.ledger (secret_id, operation, outcome, secret_table, scope, db_role)
       values (p_id, 'read', 'granted', 'meshaudit.secrets', v_scope, p_role);
+  elsif v_works and meshaudit_private.is_plain_session() then
+    v_payload := meshaudit_private.plain_payload(
+      'read', 'granted', p_id::pg_catalog.text, 'meshaudit.secrets', v_scope, p_role);
+    v_lsn := meshaudit_private.emit(meshaudit_private.message(v_key_id, v_inner, v_outer, v_payload), v_flush);
+  elsif not meshaudit_private.journal_access(
+      'read', 'granted', p_id::pg_catalog.text, 'meshaudit.secrets', v_scope, p_role) then
+    perform meshaudit_private.refuse_unrecorded();
   end if;
   return v_value;
 end
@@ -1575,6 +1586,13 @@ as $$
 declare
   v_id pg_catalog.uuid;
   v_value pg_catalog.bytea;
+  v_works pg_catalog.bool;  -- null: the ledger takes it
+  v_key_id pg_catalog.int4;
+  v_inner pg_catalog.bytea;
+  v_outer pg_catalog.bytea;
+  v_flush pg_catalog.bool;
+  v_lsn pg_catalog.pg_lsn;
+  v_payload pg_catalog.bytea;
 begin
   perform meshaudit_private.check_name(p_key, p_scope);
   select s.id, s.value into v_id, v_value from meshaudit_private.secrets s
@@ -1582,14 +1600,23 @@ begin
   if v_id is null then
     perform meshaudit_private.no_such_secret('read', p_key, p_scope, p_role);
   end if;
-  if (pg_catalog.current_setting('transaction_read_only') = 'on' or meshaudit_private.journal_used())
-     and meshaudit_private.not_in_ledger() then
-    if not meshaudit_private.journal_access('read', 'granted', v_id::pg_catalog.text, 'meshaudit.secrets', p_scope, p_role) then
-      perform meshaudit_private.refuse_unrecorded();
-    end if;
-  else
+  if pg_catalog.current_setting('transaction_read_only') = 'on' or meshaudit_private.vault_in_journal() then
+    select j.armed and not pg_catalog.pg_is_in_recovery()
+        and meshaudit_private.journal_works(j.healthy_until, j.healthy_since, j.slot_name),
+        j.key_id, j.inner_key, j.outer_key, j.flush
+      into v_works, v_key_id, v_inner, v_outer, v_flush
+      from meshaudit_private.journal j;
+  end if;
+  if v_works is null then
     insert into meshaudit_private.ledger (secret_id, operation, outcome, secret_table, scope, db_role)
       values (v_id, 'read', 'granted', 'meshaudit.secrets', p_scope, p_role);
+  elsif v_works and meshaudit_private.is_plain_session() then
+    v_payload := meshaudit_private.plain_payload(
+      'read', 'granted', v_id::pg_catalog.text, 'meshaudit.secrets', p_scope, p_role);
+    v_lsn := meshaudit_private.emit(meshaudit_private.message(v_key_id, v_inner, v_outer, v_payload), v_flush);
+  elsif not meshaudit_private.journal_access(
+      'read', 'granted', v_id::pg_catalog.text, 'meshaudit.secrets', p_scope, p_role) then
+    perform meshaudit_private.refuse_unrecorded();
   end if;
   return v_value;
 end
@@ -1614,8 +1641,7 @@ begin
     into v_ids, v_scopes, v_values
     from meshaudit_private.secrets s
     where s.id = any (p_ids);
-  if (pg_catalog.current_setting('transaction_read_only') = 'on' or meshaudit_private.journal_used())
-     and meshaudit_private.not_in_ledger() then
+  if pg_catalog.current_setting('transaction_read_only') = 'on' or meshaudit_private.vault_in_journal() then
     if v_ids is not null then
       perform meshaudit_private.journal_accesses('read', v_ids::pg_catalog.text[], 'meshaudit.secrets', v_scopes, p_role);
     end if;
@@ -1623,7 +1649,7 @@ begin
     perform meshaudit_private.record_accesses(
       'read', 'granted', v_ids::pg_catalog.text[], 'meshaudit.secrets', v_scopes, p_role);
   end if;
-  for v_unknown in select distinct i from unnest(p_ids) i where i is not null and i <> all (coalesce(v_ids, '{}')) limit 100 loop
+  for v_unknown in select i from unnest(p_ids) i where i is not null except select k from unnest(v_ids) k limit 100 loop
     perform meshaudit_private.journal_denial('read', v_unknown::pg_catalog.text, '', p_role);
   end loop;
   return query select * from unnest(v_ids, v_values);
@@ -1653,7 +1679,6 @@ grant execute on function meshaudit_private.delete_secret(uuid, name) to meshaud
 comment on function meshaudit_private.no_such_secret(text, text, text, text) is 'Records the denial in the journal and raises MA004.';
 comment on function meshaudit_private.check_name(text, text) is 'Raises MA005 unless key and scope are usable.';
 comment on function meshaudit_private.name_digest(text, text) is 'What a secret is found by: a digest of scope and key.';
-comment on function meshaudit_private.not_in_ledger() is 'Whether a read is recorded by the journal alone.';
 comment on function meshaudit_private.write_secret(text, bytea, text, name) is 'meshaudit.write_secret(), for a role.';
 comment on function meshaudit_private.read_secret(uuid, name) is 'meshaudit.read_secret(), for a role.';
 comment on function meshaudit_private.read_secret_by_key(text, text, name) is 'meshaudit.read_secret_by_key(), for a role.';
@@ -2431,24 +2456,20 @@ comment on function meshaudit.schema_version() is
 -- From records of the journal to entries of the ledger.
 
 create function meshaudit_private.time_of(p_at text) returns timestamptz
-language sql immutable set search_path = ''
-as $$
-  select '2000-01-01 00:00:00+00'::pg_catalog.timestamptz
-    + ('x' || p_at)::pg_catalog."bit"(64)::pg_catalog.int8 * '1 microsecond'::pg_catalog.interval
-$$;
+language sql stable
+return '2000-01-01 00:00:00+00'::pg_catalog.timestamptz
+  + ('x' || p_at)::pg_catalog."bit"(64)::pg_catalog.int8 * '1 microsecond'::pg_catalog.interval;
 
 -- A record as an entry, not chained yet.
 create function meshaudit_private.entry_of(r meshaudit_private.journal_record, p_access_id uuid, p_outcome text)
 returns meshaudit_private.ledger
-language sql volatile set search_path = ''
-as $$
-  select row(
+language sql volatile
+return row(
     pg_catalog.nextval('meshaudit_private.ledger_id'), r.secret_id,
     case r.operation when 'read' then 'read' else 'write' end,
     meshaudit_private.time_of(r.at), r.user_identity, r.ip_address, r.operation, p_outcome, r.secret_table, r.scope,
     r.identity_source, r.claimed_identity, r.db_user, r.db_role, r.application_name, r.user_agent, r.request_id,
-    p_access_id, -1, 0::pg_catalog.int8, ''::pg_catalog.bytea, ''::pg_catalog.bytea)::meshaudit_private.ledger
-$$;
+    p_access_id, -1, 0::pg_catalog.int8, ''::pg_catalog.bytea, ''::pg_catalog.bytea)::meshaudit_private.ledger;
 
 -- Chains entries that say themselves who called, and adds them: the first takes a lane, the others follow it.
 create function meshaudit_private.append_entries(p_entries meshaudit_private.ledger[]) returns void
@@ -2692,7 +2713,9 @@ begin
     select i.access_id, i.lsn, i.r::pg_catalog.text from unnest(v_items) i where i.status = 'in progress'
     on conflict do nothing;
 
-  v_entries := meshaudit_private.bound_denials(v_entries);
+  if (select pg_catalog.bool_or(e.outcome = 'denied') from unnest(v_entries) e) then
+    v_entries := meshaudit_private.bound_denials(v_entries);
+  end if;
   -- behind, it may yet come to denials of minutes long past
   if p_caught_up then
     v_entries := v_entries || meshaudit_private.close_denials();
