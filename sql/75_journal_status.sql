@@ -6,7 +6,7 @@ as $$
 declare
   j meshaudit_private.journal;
   p meshaudit_private.journal_progress;
-  s record;
+  s pg_catalog.record;
   v_lag pg_catalog.numeric;
   v_kept pg_catalog.numeric;
   v_age pg_catalog.interval;
