@@ -19,6 +19,7 @@ import psycopg
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks import journal
 from meshaudit import schema
 from meshaudit.server import Server
 from meshaudit.verify import verify
@@ -127,10 +128,17 @@ def show(results: dict[str, Any]) -> None:
         cells = [results["reads"][c][name] for c in results["reads"]]
         table.add_row(name, *(f"{v:,}" for cell in cells for v in (cell["tps"], cell["ratio"])))
     console.print(table)
+    second = Table("with the journal, 32 clients")
+    for title in ("tps", "of unaudited", "of plain"):
+        second.add_column(title, justify="right")
+    for name, cell in results["journal reads, 32 clients"].items():
+        second.add_row(name, *(f"{value:,}" for value in cell.values()))
+    console.print(second)
     rest = Table("what", "figure")
     rest.add_row("bulk read, entries/s", f"{results['bulk entries/s']:,}")
-    for name, value in results["verify"].items():
-        rest.add_row(name, f"{value:,}")
+    for part in ("sealing", "access to entry", "verify"):
+        for name, value in results[part].items():
+            rest.add_row(f"{part}: {name}", f"{value:,}")
     console.print(rest)
 
 
@@ -159,6 +167,9 @@ def main() -> None:
                     for clients in map(int, args.clients.split(","))
                 },
                 "bulk entries/s": bulk(conn, args.rounds * 3),
+                "journal reads, 32 clients": journal.reads(server, conn, pgbench, args.rounds, args.seconds),
+                "sealing": journal.sealing(conn),
+                "access to entry": journal.latency(server, conn),
                 "verify": verification(conn, args.rows),
             }
     show(results)

@@ -20,7 +20,6 @@ declare
   v_outer pg_catalog.bytea;
   v_flush pg_catalog.bool;
   v_payload pg_catalog.bytea;
-  v_lsn pg_catalog.pg_lsn;
   -- what seal() brings is in the journal already
   v_record constant pg_catalog.bool := new.lane = 0;
 begin
@@ -91,7 +90,9 @@ begin
       pg_catalog.encode(pg_catalog.timestamptz_send(new."timestamp"), 'hex'), new.operation, new.outcome, new.secret_id,
       new.secret_table, new.scope, new.user_identity, new.identity_source, new.claimed_identity, new.db_user, new.db_role,
       new.ip_address, new.application_name, new.user_agent, new.request_id, null, null, null, null)::pg_catalog.text, 'UTF8');
-    v_lsn := meshaudit_private.emit(meshaudit_private.message(v_key_id, v_inner, v_outer, v_payload), v_flush);
+    if meshaudit_private.emit(meshaudit_private.message(v_key_id, v_inner, v_outer, v_payload), v_flush) is null then
+      perform meshaudit_private.refuse_unrecorded();
+    end if;
   end if;
   return new;
 end

@@ -176,7 +176,6 @@ declare
   v_flush pg_catalog.bool;
   c meshaudit_private.caller;
   v_payload pg_catalog.bytea;
-  v_lsn pg_catalog.pg_lsn;
 begin
   select j.armed, not pg_catalog.pg_is_in_recovery()
       and meshaudit_private.journal_works(j.healthy_until, j.healthy_since, j.slot_name),
@@ -200,7 +199,9 @@ begin
       c.claimed_identity, session_user, p_role, c.ip_address, nullif(pg_catalog.current_setting('application_name'), ''),
       c.user_agent, c.request_id, null, null, null, null)::pg_catalog.text, 'UTF8');
   end if;
-  v_lsn := meshaudit_private.emit(meshaudit_private.message(v_key_id, v_inner, v_outer, v_payload), v_flush);
+  if meshaudit_private.emit(meshaudit_private.message(v_key_id, v_inner, v_outer, v_payload), v_flush) is null then
+    perform meshaudit_private.refuse_unrecorded();
+  end if;
   return true;
 end
 $$;

@@ -13,7 +13,6 @@ declare
     select pg_catalog.encode(pg_catalog.timestamptz_send(t.at), 'hex') from unnest(p_times) with ordinality t (at, i) order by t.i);
   v_last pg_catalog.int4;
   v_payload pg_catalog.bytea;
-  v_lsn pg_catalog.pg_lsn;
 begin
   for i in 1 .. v_count by 500 loop
     v_last := least(i + 499, v_count);
@@ -23,8 +22,10 @@ begin
         e.db_role, e.ip_address, e.application_name, e.user_agent, e.request_id,
         p_secret_ids[i:v_last], p_scopes[i:v_last], v_ats[i:v_last], p_access_ids[i:v_last]
       )::pg_catalog.text, 'UTF8');
-    v_lsn := meshaudit_private.emit(
-      meshaudit_private.message(j.key_id, j.inner_key, j.outer_key, v_payload), j.flush and v_last = v_count);
+    if meshaudit_private.emit(
+      meshaudit_private.message(j.key_id, j.inner_key, j.outer_key, v_payload), j.flush and v_last = v_count) is null then
+      perform meshaudit_private.refuse_unrecorded();
+    end if;
   end loop;
 end
 $$;

@@ -72,7 +72,6 @@ declare
   v_inner pg_catalog.bytea;
   v_outer pg_catalog.bytea;
   v_flush pg_catalog.bool;
-  v_lsn pg_catalog.pg_lsn;
   v_payload pg_catalog.bytea;
 begin
   select s.scope, s.value into v_scope, v_value from meshaudit_private.secrets s where s.id = p_id;
@@ -92,7 +91,9 @@ begin
   elsif v_works and meshaudit_private.is_plain_session() then
     v_payload := meshaudit_private.plain_payload(
       'read', 'granted', p_id::pg_catalog.text, 'meshaudit.secrets', v_scope, p_role);
-    v_lsn := meshaudit_private.emit(meshaudit_private.message(v_key_id, v_inner, v_outer, v_payload), v_flush);
+    if meshaudit_private.emit(meshaudit_private.message(v_key_id, v_inner, v_outer, v_payload), v_flush) is null then
+      perform meshaudit_private.refuse_unrecorded();
+    end if;
   elsif not meshaudit_private.journal_access(
       'read', 'granted', p_id::pg_catalog.text, 'meshaudit.secrets', v_scope, p_role) then
     perform meshaudit_private.refuse_unrecorded();
@@ -114,7 +115,6 @@ declare
   v_inner pg_catalog.bytea;
   v_outer pg_catalog.bytea;
   v_flush pg_catalog.bool;
-  v_lsn pg_catalog.pg_lsn;
   v_payload pg_catalog.bytea;
 begin
   perform meshaudit_private.check_name(p_key, p_scope);
@@ -136,7 +136,9 @@ begin
   elsif v_works and meshaudit_private.is_plain_session() then
     v_payload := meshaudit_private.plain_payload(
       'read', 'granted', v_id::pg_catalog.text, 'meshaudit.secrets', p_scope, p_role);
-    v_lsn := meshaudit_private.emit(meshaudit_private.message(v_key_id, v_inner, v_outer, v_payload), v_flush);
+    if meshaudit_private.emit(meshaudit_private.message(v_key_id, v_inner, v_outer, v_payload), v_flush) is null then
+      perform meshaudit_private.refuse_unrecorded();
+    end if;
   elsif not meshaudit_private.journal_access(
       'read', 'granted', v_id::pg_catalog.text, 'meshaudit.secrets', p_scope, p_role) then
     perform meshaudit_private.refuse_unrecorded();

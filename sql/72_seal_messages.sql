@@ -135,7 +135,6 @@ declare
   v_garbage pg_catalog.int8;
   v_replayed pg_catalog.int8;
   v_entries meshaudit_private.ledger[];
-  v_denials meshaudit_private.ledger[];
 begin
   select o.items, o.forged, o.garbage, o.replayed into v_items, v_forged, v_garbage, v_replayed
     from meshaudit_private.open_messages(p_lsns, p_contents) o;

@@ -36,8 +36,8 @@ declare
   j meshaudit_private.journal;
   k meshaudit_private.journal_keys;
   v_sealed pg_catalog.pg_lsn;
-  v_inner pg_catalog.bytea := '';
-  v_outer pg_catalog.bytea := '';
+  v_inner pg_catalog.bytea := ''::pg_catalog.bytea;
+  v_outer pg_catalog.bytea := ''::pg_catalog.bytea;
   v_key constant pg_catalog.bytea := pg_catalog.decode(pg_catalog.replace(
     pg_catalog.concat(pg_catalog.gen_random_uuid(), pg_catalog.gen_random_uuid(), pg_catalog.gen_random_uuid(),
       pg_catalog.gen_random_uuid()), '-', ''), 'hex');

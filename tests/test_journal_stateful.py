@@ -177,8 +177,12 @@ class Machine(RuleBasedStateMachine):
         try:
             session.conn.execute(query.encode(), params or None)
         except psycopg.Error as error:
-            if session.tx:
-                session.tx.failed = True
+            if tx := session.tx:
+                tx.failed = True
+                if len(tx.levels) == 1:
+                    # with no savepoint to go back to, the server has aborted it already
+                    self.end(tx, "rolled_back")
+                    tx.levels, tx.undone = [[]], []
             return error
         raise AssertionError(f"no error: {query}")
 

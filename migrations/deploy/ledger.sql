@@ -815,7 +815,6 @@ declare
   v_outer pg_catalog.bytea;
   v_flush pg_catalog.bool;
   v_payload pg_catalog.bytea;
-  v_lsn pg_catalog.pg_lsn;
   -- what seal() brings is in the journal already
   v_record constant pg_catalog.bool := new.lane = 0;
 begin
@@ -886,7 +885,9 @@ begin
       pg_catalog.encode(pg_catalog.timestamptz_send(new."timestamp"), 'hex'), new.operation, new.outcome, new.secret_id,
       new.secret_table, new.scope, new.user_identity, new.identity_source, new.claimed_identity, new.db_user, new.db_role,
       new.ip_address, new.application_name, new.user_agent, new.request_id, null, null, null, null)::pg_catalog.text, 'UTF8');
-    v_lsn := meshaudit_private.emit(meshaudit_private.message(v_key_id, v_inner, v_outer, v_payload), v_flush);
+    if meshaudit_private.emit(meshaudit_private.message(v_key_id, v_inner, v_outer, v_payload), v_flush) is null then
+      perform meshaudit_private.refuse_unrecorded();
+    end if;
   end if;
   return new;
 end
@@ -1252,7 +1253,6 @@ declare
   v_flush pg_catalog.bool;
   c meshaudit_private.caller;
   v_payload pg_catalog.bytea;
-  v_lsn pg_catalog.pg_lsn;
 begin
   select j.armed, not pg_catalog.pg_is_in_recovery()
       and meshaudit_private.journal_works(j.healthy_until, j.healthy_since, j.slot_name),
@@ -1276,7 +1276,9 @@ begin
       c.claimed_identity, session_user, p_role, c.ip_address, nullif(pg_catalog.current_setting('application_name'), ''),
       c.user_agent, c.request_id, null, null, null, null)::pg_catalog.text, 'UTF8');
   end if;
-  v_lsn := meshaudit_private.emit(meshaudit_private.message(v_key_id, v_inner, v_outer, v_payload), v_flush);
+  if meshaudit_private.emit(meshaudit_private.message(v_key_id, v_inner, v_outer, v_payload), v_flush) is null then
+    perform meshaudit_private.refuse_unrecorded();
+  end if;
   return true;
 end
 $$;
@@ -1341,7 +1343,6 @@ declare
     select pg_catalog.encode(pg_catalog.timestamptz_send(t.at), 'hex') from unnest(p_times) with ordinality t (at, i) order by t.i);
   v_last pg_catalog.int4;
   v_payload pg_catalog.bytea;
-  v_lsn pg_catalog.pg_lsn;
 begin
   for i in 1 .. v_count by 500 loop
     v_last := least(i + 499, v_count);
@@ -1351,8 +1352,10 @@ begin
         e.db_role, e.ip_address, e.application_name, e.user_agent, e.request_id,
         p_secret_ids[i:v_last], p_scopes[i:v_last], v_ats[i:v_last], p_access_ids[i:v_last]
       )::pg_catalog.text, 'UTF8');
-    v_lsn := meshaudit_private.emit(
-      meshaudit_private.message(j.key_id, j.inner_key, j.outer_key, v_payload), j.flush and v_last = v_count);
+    if meshaudit_private.emit(
+      meshaudit_private.message(j.key_id, j.inner_key, j.outer_key, v_payload), j.flush and v_last = v_count) is null then
+      perform meshaudit_private.refuse_unrecorded();
+    end if;
   end loop;
 end
 $$;
@@ -1549,7 +1552,6 @@ declare
   v_inner pg_catalog.bytea;
   v_outer pg_catalog.bytea;
   v_flush pg_catalog.bool;
-  v_lsn pg_catalog.pg_lsn;
   v_payload pg_catalog.bytea;
 begin
   select s.scope, s.value into v_scope, v_value from meshaudit_private.secrets s where s.id = p_id;
@@ -1569,7 +1571,9 @@ begin
   elsif v_works and meshaudit_private.is_plain_session() then
     v_payload := meshaudit_private.plain_payload(
       'read', 'granted', p_id::pg_catalog.text, 'meshaudit.secrets', v_scope, p_role);
-    v_lsn := meshaudit_private.emit(meshaudit_private.message(v_key_id, v_inner, v_outer, v_payload), v_flush);
+    if meshaudit_private.emit(meshaudit_private.message(v_key_id, v_inner, v_outer, v_payload), v_flush) is null then
+      perform meshaudit_private.refuse_unrecorded();
+    end if;
   elsif not meshaudit_private.journal_access(
       'read', 'granted', p_id::pg_catalog.text, 'meshaudit.secrets', v_scope, p_role) then
     perform meshaudit_private.refuse_unrecorded();
@@ -1591,7 +1595,6 @@ declare
   v_inner pg_catalog.bytea;
   v_outer pg_catalog.bytea;
   v_flush pg_catalog.bool;
-  v_lsn pg_catalog.pg_lsn;
   v_payload pg_catalog.bytea;
 begin
   perform meshaudit_private.check_name(p_key, p_scope);
@@ -1613,7 +1616,9 @@ begin
   elsif v_works and meshaudit_private.is_plain_session() then
     v_payload := meshaudit_private.plain_payload(
       'read', 'granted', v_id::pg_catalog.text, 'meshaudit.secrets', p_scope, p_role);
-    v_lsn := meshaudit_private.emit(meshaudit_private.message(v_key_id, v_inner, v_outer, v_payload), v_flush);
+    if meshaudit_private.emit(meshaudit_private.message(v_key_id, v_inner, v_outer, v_payload), v_flush) is null then
+      perform meshaudit_private.refuse_unrecorded();
+    end if;
   elsif not meshaudit_private.journal_access(
       'read', 'granted', v_id::pg_catalog.text, 'meshaudit.secrets', p_scope, p_role) then
     perform meshaudit_private.refuse_unrecorded();
@@ -2701,7 +2706,6 @@ declare
   v_garbage pg_catalog.int8;
   v_replayed pg_catalog.int8;
   v_entries meshaudit_private.ledger[];
-  v_denials meshaudit_private.ledger[];
 begin
   select o.items, o.forged, o.garbage, o.replayed into v_items, v_forged, v_garbage, v_replayed
     from meshaudit_private.open_messages(p_lsns, p_contents) o;
@@ -2887,8 +2891,8 @@ declare
   j meshaudit_private.journal;
   k meshaudit_private.journal_keys;
   v_sealed pg_catalog.pg_lsn;
-  v_inner pg_catalog.bytea := '';
-  v_outer pg_catalog.bytea := '';
+  v_inner pg_catalog.bytea := ''::pg_catalog.bytea;
+  v_outer pg_catalog.bytea := ''::pg_catalog.bytea;
   v_key constant pg_catalog.bytea := pg_catalog.decode(pg_catalog.replace(
     pg_catalog.concat(pg_catalog.gen_random_uuid(), pg_catalog.gen_random_uuid(), pg_catalog.gen_random_uuid(),
       pg_catalog.gen_random_uuid()), '-', ''), 'hex');
