@@ -59,7 +59,7 @@ begin
             new.ip_address, new.operation, new.outcome, new.secret_table, new.scope, new.identity_source,
             new.claimed_identity, new.db_user, new.db_role, new.application_name, new.user_agent, new.request_id,
             new.access_id)), 5))
-      where h.lane = v_lane and (h.xmax = 0 or meshaudit_private.is_over(h.xmax))
+      where h.lane = v_lane and h.xmax = 0  -- touched by a transaction, open or undone: take_lane() knows more
       returning h.lane, h.seq, h.prev_hash, h.hash
       into new.lane, new.seq, new.prev_hash, new.hash;
   end if;

@@ -344,7 +344,8 @@ def test_plpgsql_check_finds_nothing(db: Db) -> None:
         join pg_language l on l.oid = p.prolang and l.lanname = 'plpgsql',
         lateral plpgsql_check_function(p.oid,
           coalesce((
-            select min(t.tgrelid) from pg_trigger t where t.tgfoid = p.oid and t.tgparentid = 0), 0)::regclass,
+            select min(t.tgrelid) from pg_trigger t
+            where t.tgfoid = p.oid and t.tgparentid = 0), 0)::regclass,
           other_warnings => true, extra_warnings => true, performance_warnings => false,
           security_warnings => true, format => 'text') c
         where p.pronamespace = any (%(schemas)s::regnamespace[])
