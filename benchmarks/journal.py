@@ -1,4 +1,4 @@
-"""The journal's part of the benchmarks: what it adds to a read, how fast it seals, how soon an entry is there."""
+"""The journal in the benchmarks: what it adds to a read, how fast it seals, how soon an entry is there."""
 
 import statistics
 import threading
