@@ -4,9 +4,9 @@
 # DEPS=no installs nothing; DEPS=required fails if a package that apt knows does not get installed.
 set -eu
 
-want="sqitch libdbd-pg-perl postgresql-client"
+want="sqitch libdbd-pg-perl postgresql-client pgbouncer"
 case "${1:-embedded}" in
-    15 | all) want="$want postgresql-15 postgresql-15-plpgsql-check" ;;
+    15 | all) want="$want postgresql-15 postgresql-15-plpgsql-check postgresql-15-cron" ;;
 esac
 case "${1:-embedded}" in
     16 | 17 | 18 | all) command -v npm >/dev/null || want="$want npm" ;;
@@ -16,7 +16,7 @@ have() { dpkg-query -W -f='${Status}' "$1" 2>/dev/null | grep -q 'ok installed';
 missing() { for p in $want; do have "$p" || printf '%s ' "$p"; done; }
 # What each package is for, where it is not to be had.
 tell() {
-    for what in sqitch npm; do
+    for what in sqitch npm pgbouncer; do
         case " $want " in *" $what "*) command -v $what >/dev/null ||
             echo "note: no $what: tests that need it are skipped or fail" ;;
         esac
