@@ -3,7 +3,6 @@
 import csv
 import io
 import json
-import shutil
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -14,7 +13,6 @@ import pytest
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 import meshaudit
-from meshaudit import cluster
 from meshaudit.cli import app
 from tests.cli_support import PROGRAM, environment, fails, ok, ok_json, run
 from tests.flavours import Templates
@@ -336,82 +334,3 @@ def test_a_cut_tail_shows_against_a_checkpoint(db: Db, tmp_path: Path) -> None:
     done = run("verify", "--checkpoint", str(kept), dsn=db.dsn())
     assert done.returncode == 1
     assert "deleted (entries 1 to 3) (contradicts the checkpoint)" in done.stdout
-
-
-# The other commands.
-
-
-def test_status_maintain_and_auditors(db: Db) -> None:
-    checks = {row["check"]: row for row in ok_json("status", dsn=db.dsn())}
-    assert checks["append-only"]["ok"]
-    assert "append-only" in ok("status", dsn=db.dsn())
-    assert ok_json("maintain", dsn=db.dsn()) == {"done": "0 partitions made"}
-
-    auditor = db.role("auditor")
-    assert "database role" in ok("grant-auditor", auditor, "--scope", "red", dsn=db.dsn())
-    assert "JWT subject" in ok("grant-auditor", "a-subject", dsn=db.dsn())
-    db.su.execute("select meshaudit.write_secret('k', 'v', 'red'), meshaudit.write_secret('k', 'v', 'blue')")
-    seen = ok_json("logs", dsn=db.dsn(auditor))
-    assert {row["scope"] for row in seen} == {"red"}
-    assert ok_json("revoke-auditor", auditor, "--scope", "red", dsn=db.dsn())["revoked"]
-    hidden = run("logs", dsn=db.dsn(auditor))
-    assert (hidden.returncode, hidden.stdout) == (0, "no entries\n")
-    assert "only the scopes that you were granted" in hidden.stderr
-    for command in ("verify", "checkpoint", "status"):
-        assert "part of" in fails(command, dsn=db.dsn(auditor))
-
-
-def test_migrate(empty_db: Db) -> None:
-    dsn = empty_db.dsn()
-    before = ok_json("migrate", "--status", dsn=dsn)
-    assert not any(row["applied"] for row in before)
-    names = [row["name"] for row in before]
-    assert ok("migrate", dsn=dsn) == f"applied: {', '.join(names)}\n"
-    assert ok("migrate", dsn=dsn) == "nothing to do: no migration applied\n"
-    assert all(row["applied_at"].endswith("Z") for row in ok_json("migrate", "--status", dsn=dsn))
-    ok("logs", dsn=dsn)
-    empty_db.su.execute("select meshaudit.write_secret('k', 'v')")
-    assert "--destroy-audit-log" in fails("migrate", "--down", dsn=dsn)
-    taken = ok_json("migrate", "--down", "--destroy-audit-log", dsn=dsn)
-    assert taken == {"taken_back": names[::-1]}
-    assert "run: meshaudit migrate" in fails("logs", dsn=dsn)
-
-
-def test_up_and_down() -> None:
-    data = cluster.temporary_dir()
-    try:
-        started = run("up", "--data", str(data))
-        assert started.returncode == 0, started.stderr
-        dsn = started.stdout.strip()
-        assert started.stdout == f"{dsn}\n"
-        assert "started in" in started.stderr
-        again = run("up", "--data", str(data))
-        assert (again.returncode, again.stdout) == (0, started.stdout)
-        assert "already running" in again.stderr
-        ok("grant-auditor", "somebody", dsn=dsn)
-
-        login = conninfo_to_dict(dsn)
-        assert login["password"]
-        # The server's own log must not have it either.
-        assert not any(
-            str(login["password"]) in path.read_text(errors="replace")
-            for path in data.rglob("*")
-            if path.is_file() and path.name != "server.json"
-        )
-        wrong = make_conninfo(dsn, password="wrong")
-        line = fails("logs", dsn=wrong)
-        assert "password authentication failed" in line
-        assert "PGPASSWORD" in line
-
-        assert json.loads(ok("down", "--data", str(data), "--json"))["stopped"]
-        stopped = run("down", "--data", str(data))
-        assert stopped.returncode == 0
-        assert "not running" in stopped.stderr
-        assert "Connection refused" in fails("logs", dsn=dsn)
-        # A stray variable of libpq's must not lead elsewhere.
-        restarted = ok("up", "--data", str(data), "--json", env={"PGHOSTADDR": "192.0.2.1"})
-        assert json.loads(restarted) == {"dsn": dsn, "data": str(data), "started": True}
-        assert [row["secret_id"] for row in ok_json("logs", dsn=dsn)] == ["somebody"]
-    finally:
-        run("down", "--data", str(data))
-        shutil.rmtree(data)
