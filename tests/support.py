@@ -128,6 +128,18 @@ class Db:
     _roles: list[str] = field(default_factory=list)
     _su: psycopg.Connection[Any] | None = None
 
+    def __post_init__(self) -> None:
+        self._grants = self._api_grants()
+
+    def _api_grants(self) -> set[tuple[str, str, str]]:
+        """Our roles that the API's roles, which all tests share, are members of: role, member, grantor."""
+        rows = self.pg.run(
+            "select roleid::regrole::text, member::regrole::text, grantor::regrole::text from pg_auth_members"
+            " where roleid::regrole::text like 'meshaudit%'"
+            " and member::regrole::text in ('anon', 'authenticated', 'service_role', 'authenticator')"
+        )
+        return set(rows.fetchall())
+
     def dsn(self, user: str | None = None) -> str:
         """A DSN for this database, by default as the installer."""
         return self.pg.dsn(self.name, user or self.installer)
@@ -176,5 +188,8 @@ class Db:
                 for gid in prepared:
                     conn.execute(sql.SQL("rollback prepared {}").format(gid))
         self.pg.drop_database(self.name)
+        # What a test gave to a shared role, the next must not find.
+        for grant in self._api_grants() - self._grants:
+            self.pg.run("revoke {} from {} granted by {}".format(*grant))
         for role in self._roles:
             self.pg.admin.execute(sql.SQL("drop role if exists {}").format(sql.Identifier(role)))
