@@ -25,7 +25,14 @@ def scratch() -> Iterator[Path]:
         Path(name).chmod(0o755)
         yield Path(name)
         wait_until(lambda: not _processes(name), what="the end of the demo's processes")
-        assert list(Path(name).iterdir()) == []
+        assert [path for path in Path(name).iterdir() if not _is_probe(path)] == []
+
+
+def _is_probe(path: Path) -> bool:
+    """Python's tempfile tries a directory out with a file of 4 bytes; a signal at that moment leaves it there."""
+    return (
+        path.is_file() and re.fullmatch(r"[a-z0-9_]{8}", path.name) is not None and path.stat().st_size <= 4
+    )
 
 
 def _processes(folder: str) -> list[list[str]]:
