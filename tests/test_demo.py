@@ -29,7 +29,7 @@ def scratch() -> Iterator[Path]:
 
 
 def _is_probe(path: Path) -> bool:
-    """The 4 bytes with which Python's tempfile tries a directory out; a signal just then leaves them there."""
+    """What Python's tempfile tries a directory out with; a signal at that moment leaves it there."""
     return (
         path.is_file() and re.fullmatch(r"[a-z0-9_]{8}", path.name) is not None and path.stat().st_size <= 4
     )
