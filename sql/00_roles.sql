@@ -79,6 +79,7 @@ $$;
 
 create schema meshaudit authorization meshaudit_owner;
 create schema meshaudit_private authorization meshaudit_owner;
+create schema meshaudit_protected authorization meshaudit_owner;
 
 -- The journal's slot is read through it. It has no tables: the messages are all there is to see. It must be there before
 -- the slot, which looks it up as of each change.
@@ -92,8 +93,12 @@ comment on schema meshaudit is
   'Audit log for secrets: the public functions and the view audit_logs. Everything else lives in meshaudit_private.';
 comment on schema meshaudit_private is
   'Inside of meshaudit. No user has USAGE; only the SECURITY DEFINER functions of schema meshaudit come here.';
+comment on schema meshaudit_protected is
+  'Tables under audit (meshaudit.protect). Open to name; what one may do with a table, its own privileges say.';
 
-revoke all on schema meshaudit, meshaudit_private from public;
+revoke all on schema meshaudit, meshaudit_private, meshaudit_protected from public;
+-- the triggers of a protected table's view run as the caller, and name the table
+grant usage on schema meshaudit_protected to public;
 grant usage on schema meshaudit to meshaudit_client, meshaudit_auditor, meshaudit_operator;
 
 -- A project's default privileges (Supabase sets some) must not leak into ours: what is created from here on

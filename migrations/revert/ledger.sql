@@ -37,7 +37,12 @@ begin
             hint = 'If that is meant: meshaudit migrate --down --destroy-audit-log, or set meshaudit.destroy_audit_log = ''yes''.';
   end if;
 
-  drop schema meshaudit, meshaudit_private cascade;
+  if exists (select from meshaudit_private.protections) then
+    raise exception 'tables are still protected: %', (select string_agg(p.view::text, ', ') from meshaudit_private.protections p)
+      using errcode = 'MA005', hint = 'Take each out first: select meshaudit.unprotect(''…'').';
+  end if;
+
+  drop schema meshaudit, meshaudit_private, meshaudit_protected cascade;
   -- back to what Postgres has by itself, which leaves no row in pg_default_acl
   alter default privileges for role meshaudit_owner grant execute on functions to public;
 

@@ -17,7 +17,7 @@ begin
   end if;
 
   select string_agg(n, ', ') into v_missing
-    from unnest(array['meshaudit', 'meshaudit_private']) n
+    from unnest(array['meshaudit', 'meshaudit_private', 'meshaudit_protected']) n
     where not exists (select from pg_namespace s where s.nspname = n and s.nspowner = 'meshaudit_owner'::regrole);
   if v_missing is not null then
     raise exception 'schemas missing, or not owned by meshaudit_owner: %', v_missing;
@@ -26,7 +26,7 @@ begin
   select string_agg(n, ', ') into v_missing
     from unnest(array['write_secret', 'read_secret', 'read_secret_by_key', 'read_secrets', 'delete_secret',
       'search_audit_logs', 'log_cursor', 'grant_auditor', 'revoke_auditor', 'set_setting', 'get_setting', 'verify',
-      'checkpoint', 'maintain', 'status', 'schema_version']) n
+      'checkpoint', 'maintain', 'status', 'schema_version', 'protect', 'unprotect']) n
     where not exists (
       select from pg_proc p
       where p.proname = n and p.pronamespace = (select s.oid from pg_namespace s where s.nspname = 'meshaudit')

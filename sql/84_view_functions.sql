@@ -1,0 +1,204 @@
+-- The INSTEAD OF triggers of a protected table's view, as text. They run as the caller, so that privileges, row security
+-- and WITH CHECK of the table act as before; and without a search_path of their own, because the table's own triggers
+-- and policies run under the caller's, as before. All that they name is qualified.
+
+-- The columns that a caller can write; keys of kind: 'plain', 'identity', 'generated'.
+create function meshaudit_private.columns_of(p_base oid)
+returns table (name name, num int, kind text, type text, fallback text)
+language sql stable set search_path = ''
+as $$
+  select a.attname, a.attnum, case when a.attgenerated <> '' then 'generated' when a.attidentity <> '' then 'identity' else 'plain' end,
+    pg_catalog.format_type(a.atttypid, a.atttypmod),
+    case when a.attgenerated = '' then pg_catalog.pg_get_expr(d.adbin, d.adrelid) end
+  from pg_catalog.pg_attribute a
+  left join pg_catalog.pg_attrdef d on d.adrelid = a.attrelid and d.adnum = a.attnum
+  where a.attrelid = p_base and a.attnum > 0 and not a.attisdropped
+  order by a.attnum
+$$;
+
+-- Whether a row as stored can differ from what was given: then RETURNING asks the table.
+create function meshaudit_private.is_rewritten(p_base oid, p_event int) returns boolean
+language sql stable set search_path = ''
+as $$
+  select exists (  -- row-level (1), before (2), insert (4) or update (16)
+    select from pg_catalog.pg_trigger t
+    where t.tgrelid in (select r from meshaudit_private.relations_of(p_base) r) and not t.tgisinternal
+      and t.tgtype & 3 = 3 and t.tgtype & p_event <> 0)
+  or exists (select from meshaudit_private.columns_of(p_base) c where c.kind = 'generated' or c.kind = 'identity' and p_event = 4)
+$$;
+
+create function meshaudit_private.insert_body(p meshaudit_private.protections) returns text
+language plpgsql stable set search_path = ''
+as $$
+declare
+  v pg_catalog.record;
+  v_given pg_catalog.text;
+  v_stores pg_catalog.text[];
+  v_returning pg_catalog.text;
+  v_base constant pg_catalog.text := pg_catalog.format('meshaudit_protected.%I', p.table_name);
+begin
+  select
+    pg_catalog.string_agg(pg_catalog.quote_ident(c.name), ', ' order by c.num) filter (where c.kind = 'plain') as plain,
+    pg_catalog.string_agg(pg_catalog.format('new.%I', c.name), ', ' order by c.num) filter (where c.kind = 'plain') as plain_new,
+    pg_catalog.string_agg(pg_catalog.quote_ident(c.name), ', ' order by c.num) as given,
+    pg_catalog.string_agg(pg_catalog.format('new.%I', c.name), ', ' order by c.num) as given_new,
+    pg_catalog.string_agg(pg_catalog.format('new.%I is null', c.name), ' and ') filter (where c.kind = 'identity') as no_identity,
+    pg_catalog.string_agg(pg_catalog.format('case when %s pg_catalog.has_column_privilege(%L, %L, ''INSERT'') then %L end',
+      case c.kind when 'identity' then pg_catalog.format('new.%I is not null and', c.name) else '' end, v_base, c.name, c.name), ', ') as allowed
+    into v
+    from meshaudit_private.columns_of(p.base) c where c.kind <> 'generated';
+  select pg_catalog.format(' returning %s into %s', pg_catalog.string_agg(pg_catalog.quote_ident(c.name), ', ' order by c.num),
+      pg_catalog.string_agg(pg_catalog.format('new.%I', c.name), ', ' order by c.num)) into v_returning
+    from meshaudit_private.columns_of(p.base) c where c.name <> all (p.secret_columns);
+  v_given := pg_catalog.format('insert into %s (%s) values (%s)', v_base, v.given, v.given_new);
+  select pg_catalog.array_agg(case when v.no_identity is null then v_given || r || ';'
+      else pg_catalog.format('if %s then insert into %s (%s) values (%s)%s; else %s%s; end if;',
+        v.no_identity, v_base, v.plain, v.plain_new, r, v_given, r) end order by r = '') into v_stores
+    from unnest(array[v_returning, '']) r;
+  return pg_catalog.format($body$
+declare
+  v_columns pg_catalog.text[];
+begin
+  if not pg_catalog.has_table_privilege(%1$L, 'INSERT') then
+    -- who may insert some of the columns
+    v_columns := pg_catalog.array_remove(array[%2$s]::pg_catalog.text[], null);
+    execute 'insert into ' operator(pg_catalog.||) %1$L operator(pg_catalog.||) ' ('
+      operator(pg_catalog.||) (select pg_catalog.string_agg(pg_catalog.quote_ident(c), ', ') from pg_catalog.unnest(v_columns) c)
+      operator(pg_catalog.||) ') values ('
+      operator(pg_catalog.||) (select pg_catalog.string_agg('$1.' operator(pg_catalog.||) pg_catalog.quote_ident(c), ', ') from pg_catalog.unnest(v_columns) c)
+      operator(pg_catalog.||) ')' using new;
+    return new;
+  end if;
+  %3$s
+  return new;
+end
+$body$, v_base, v.allowed,
+    case when not meshaudit_private.is_rewritten(p.base, 4) then v_stores[2]
+      -- the second for who may insert, but not see what was stored
+      else pg_catalog.format('begin %s exception when insufficient_privilege then %s end;', v_stores[1], v_stores[2]) end);
+end
+$$;
+
+-- The row must still be as the statement saw it, since nobody can evaluate its WHERE again: else a job that two workers
+-- claim would be claimed twice.
+create function meshaudit_private.unchanged(p meshaudit_private.protections, p_row text) returns text
+language sql stable set search_path = ''
+as $$
+  select pg_catalog.format('%s and row(%s)::pg_catalog.record operator(pg_catalog.*=) row(%s)::pg_catalog.record',
+    meshaudit_private.key_condition(p.base, 'b.%I', p_row || '.%1$I'),
+    pg_catalog.string_agg(pg_catalog.format('b.%I', c.name), ', ' order by c.num),
+    pg_catalog.string_agg(pg_catalog.format('%s.%I', p_row, c.name), ', ' order by c.num))
+  from meshaudit_private.columns_of(p.base) c where c.name <> all (p.secret_columns)
+$$;
+
+create function meshaudit_private.not_found_body(p meshaudit_private.protections) returns text
+language sql stable set search_path = ''
+as $$
+  select pg_catalog.format($body$if v_count operator(pg_catalog.=) 0 then
+    -- out of row security's reach, deleted, or changed by somebody else
+    perform from meshaudit_protected.%1$I b where %2$s;
+    if not found then
+      perform from meshaudit_protected.%1$I b where %3$s;
+      if found then
+        raise exception 'could not serialize access due to concurrent update' using errcode = '40001',
+          hint = 'Another transaction has changed the row since this statement saw it: try again.';
+      end if;
+    end if;
+    return null;
+  end if;$body$, p.table_name, meshaudit_private.unchanged(p, 'old'), meshaudit_private.key_condition(p.base, 'b.%I', 'old.%1$I'))
+$$;
+
+create function meshaudit_private.update_body(p meshaudit_private.protections) returns text
+language plpgsql stable set search_path = ''
+as $$
+declare
+  v pg_catalog.record;
+  v_base constant pg_catalog.text := pg_catalog.format('meshaudit_protected.%I', p.table_name);
+  v_shown pg_catalog.text := '';
+  v_into pg_catalog.text := '';
+begin
+  select
+    pg_catalog.string_agg(pg_catalog.format('%1$I = new.%1$I', c.name), ', ' order by c.num) filter (where c.kind = 'plain' and not c.secret) as plain,
+    pg_catalog.string_agg(pg_catalog.format('%1$I = new.%1$I', c.name), ', ' order by c.num) filter (where c.kind = 'plain') as everything,
+    pg_catalog.string_agg(pg_catalog.format('row(new.%1$I)::pg_catalog.record operator(pg_catalog.*=) row(old.%1$I)::pg_catalog.record', c.name), ' and ') filter (where c.secret) as same_secrets,
+    -- what one static statement cannot say: identity and generated columns, one of several secrets
+    pg_catalog.string_agg(pg_catalog.format(' and row(new.%1$I)::pg_catalog.record operator(pg_catalog.*=) row(old.%1$I)::pg_catalog.record', c.name), '')
+      filter (where c.kind <> 'plain' or c.secret and c.secrets > 1) as same_special,
+    pg_catalog.string_agg(pg_catalog.format('case when row(new.%1$I)::pg_catalog.record operator(pg_catalog.*<>) row(old.%1$I)::pg_catalog.record then %2$L end',
+      c.name, pg_catalog.format('%1$I = $1.%1$I', c.name)), ', ') as changed,
+    pg_catalog.string_agg(pg_catalog.format('when pg_catalog.has_column_privilege(%L, %L, ''UPDATE'') then %L', v_base, c.name,
+      pg_catalog.format('%1$I = $1.%1$I', c.name)), ' ') filter (where c.kind = 'plain' and not c.secret) as touch
+    into v
+    from (select n.*, n.name = any (p.secret_columns) as secret, pg_catalog.cardinality(p.secret_columns) as secrets
+      from meshaudit_private.columns_of(p.base) n) c;
+  if meshaudit_private.is_rewritten(p.base, 16) then
+    select ' returning ' || pg_catalog.string_agg(pg_catalog.format('b.%I', n.name), ', ' order by n.num),
+        ' into ' || pg_catalog.string_agg(pg_catalog.format('new.%I', n.name), ', ' order by n.num)
+      into v_shown, v_into
+      from meshaudit_private.columns_of(p.base) n where n.name <> all (p.secret_columns);
+  end if;
+  return pg_catalog.format($body$
+declare
+  v_set pg_catalog.text;
+  v_count pg_catalog.int8;
+begin
+  if %1$s and pg_catalog.has_table_privilege(%2$L, 'UPDATE')%3$s then
+    if %4$s then
+      update %2$s b set %5$s where %6$s%7$s;
+    else
+      update %2$s b set %8$s where %6$s%7$s;
+    end if;
+  else
+    -- no more than what has changed: the caller may update only some columns, or triggers watch some
+    v_set := pg_catalog.array_to_string(array[%9$s], ', ');
+    if v_set operator(pg_catalog.=) '' then
+      v_set := case %10$s end;
+    end if;
+    execute %11$L operator(pg_catalog.||) v_set operator(pg_catalog.||) %12$L%13$s using new, old;
+  end if;
+  get diagnostics v_count = row_count;
+  %14$s
+  return new;
+end
+$body$,
+    case when exists (select from pg_catalog.pg_trigger t where t.tgrelid = p.base and pg_catalog.array_length(t.tgattr::pg_catalog.int2[], 1) > 0)
+      then 'false' else 'true' end,
+    v_base, coalesce(v.same_special, ''), v.same_secrets, v.plain, meshaudit_private.unchanged(p, 'old'), v_shown || v_into,
+    v.everything, v.changed, v.touch, pg_catalog.format('update %s b set ', v_base),
+    ' where ' || meshaudit_private.unchanged(p, '$2') || v_shown, v_into, meshaudit_private.not_found_body(p));
+end
+$$;
+
+create function meshaudit_private.delete_body(p meshaudit_private.protections) returns text
+language sql stable set search_path = ''
+as $$
+  select pg_catalog.format($body$
+declare
+  v_count pg_catalog.int8;
+begin
+  delete from meshaudit_protected.%1$I b where %2$s;
+  get diagnostics v_count = row_count;
+  %3$s
+  return old;
+end
+$body$, p.table_name, meshaudit_private.unchanged(p, 'old'), meshaudit_private.not_found_body(p))
+$$;
+
+create function meshaudit_private.view_functions(p meshaudit_private.protections) returns setof text
+language sql stable set search_path = ''
+as $$
+  select pg_catalog.format(
+    'create function meshaudit_private.%1$I() returns trigger language plpgsql volatile as %2$L; grant execute on function meshaudit_private.%1$I() to public; comment on function meshaudit_private.%1$I() is %3$L',
+    v.verb || '_' || p.protection_id, v.body, pg_catalog.format('Passes an %s of the view on to the protected table, as the caller.', pg_catalog.upper(v.verb)))
+  from (values ('insert', meshaudit_private.insert_body(p)), ('update', meshaudit_private.update_body(p)),
+    ('delete', meshaudit_private.delete_body(p))) v (verb, body)
+$$;
+
+comment on function meshaudit_private.columns_of(oid) is 'A table''s columns: plain, identity or generated, their type and default.';
+comment on function meshaudit_private.is_rewritten(oid, int) is 'Whether a row as stored can differ from what was given; p_event 4 insert, 16 update.';
+comment on function meshaudit_private.insert_body(meshaudit_private.protections) is 'Body of the INSTEAD OF INSERT trigger.';
+comment on function meshaudit_private.unchanged(meshaudit_private.protections, text) is 'The condition that a row is still as the statement saw it.';
+comment on function meshaudit_private.not_found_body(meshaudit_private.protections) is 'What follows where no row was met.';
+comment on function meshaudit_private.update_body(meshaudit_private.protections) is 'Body of the INSTEAD OF UPDATE trigger.';
+comment on function meshaudit_private.delete_body(meshaudit_private.protections) is 'Body of the INSTEAD OF DELETE trigger.';
+comment on function meshaudit_private.view_functions(meshaudit_private.protections) is 'Statements that make the functions of the view''s triggers.';

@@ -1,0 +1,96 @@
+-- The protected tables' part of status(): every way around the audit.
+
+create function meshaudit_private.protection_status() returns table ("check" text, ok boolean, detail text)
+language plpgsql volatile set search_path = ''
+as $$
+declare
+  p meshaudit_private.protections;
+  v_list pg_catalog.text;
+  v_name pg_catalog.text;
+begin
+  "check" := 'protected tables';
+  select pg_catalog.string_agg(pg_catalog.format('%I.%I', t.schema_name, t.table_name), ', ' order by t.protection_id) into v_list
+    from meshaudit_private.protections t;
+  ok := true;
+  detail := coalesce(v_list, 'none');
+  return next;
+  if v_list is null then
+    return;
+  end if;
+
+  for p in select * from meshaudit_private.protections t order by t.protection_id loop
+    v_name := pg_catalog.format('%I.%I', p.schema_name, p.table_name);
+
+    -- superusers and pg_read_all_data have a line of their own
+    "check" := 'ways around ' || v_name;
+    select pg_catalog.string_agg(distinct pg_catalog.format('%I (%s)', r.rolname, case
+          when r.oid = c.relowner then 'owner, by a grant to itself' else 'SELECT on a secret column' end), ', ') into v_list
+      from meshaudit_private.relations_of(p.base) x
+      join pg_catalog.pg_class c on c.oid = x
+      cross join pg_catalog.pg_roles r
+      where not r.rolsuper and r.rolname <> 'meshaudit_owner'
+        and not pg_catalog.pg_has_role(r.oid, 'pg_read_all_data', 'USAGE') and r.rolname <> 'pg_read_all_data'
+        and exists (select from unnest(p.secret_columns) s where pg_catalog.has_column_privilege(r.oid, x, s::pg_catalog.text, 'SELECT'));
+    ok := v_list is null;
+    detail := case when ok then 'none, but see roles above all privileges' else pg_catalog.format(
+      'read meshaudit_protected.%I without an entry: %s; revoke select on it from them', p.table_name, v_list) end;
+    return next;
+
+    "check" := 'guards of ' || v_name;
+    select pg_catalog.string_agg(w.what, '; ') into v_list from (
+      select pg_catalog.format('trigger meshaudit_%s on %s is missing or disabled', verb, x::pg_catalog.regclass) as what
+        from meshaudit_private.relations_of(p.base) x, unnest(array['insert', 'update', 'delete', 'truncate']) verb
+        where not exists (select from pg_catalog.pg_trigger t
+          where t.tgrelid = x and t.tgname = 'meshaudit_' || verb and t.tgenabled = 'A'
+            and t.tgfoid = pg_catalog.to_regproc('meshaudit_private.writes_' || p.protection_id))
+      union all
+      select pg_catalog.format('trigger meshaudit_%s of the view is missing', verb)
+        from unnest(array['insert', 'update', 'delete']) verb
+        where not exists (select from pg_catalog.pg_trigger t where t.tgrelid = p.view and t.tgname = 'meshaudit_' || verb and t.tgenabled <> 'D')
+      union all
+      select 'the view is gone' where not exists (select from pg_catalog.pg_class c where c.oid = p.view and c.relkind = 'v')
+      union all
+      select 'the view no longer reveals by meshaudit''s function'
+        from unnest(p.secret_columns) s join pg_catalog.pg_attribute a on a.attrelid = p.base and a.attname = s
+        where not exists (
+          select from pg_catalog.pg_depend d join pg_catalog.pg_rewrite r on r.oid = d.objid and r.ev_class = p.view
+          where d.classid = 'pg_catalog.pg_rewrite'::pg_catalog.regclass and d.refclassid = 'pg_catalog.pg_proc'::pg_catalog.regclass
+            and d.refobjid = pg_catalog.to_regproc(pg_catalog.format('meshaudit_private.reveal_%s_%s', p.protection_id, a.attnum)))
+      union all
+      select pg_catalog.format('%s is outside of meshaudit_protected', x::pg_catalog.regclass)
+        from meshaudit_private.relations_of(p.base) x join pg_catalog.pg_class c on c.oid = x
+        where c.relnamespace <> 'meshaudit_protected'::pg_catalog.regnamespace
+      union all
+      select pg_catalog.format('row security is on for the table, off for its partition %s', x::pg_catalog.regclass)
+        from meshaudit_private.relations_of(p.base) x join pg_catalog.pg_class c on c.oid = x
+        where not c.relrowsecurity and (select b.relrowsecurity from pg_catalog.pg_class b where b.oid = p.base)
+          and exists (select from pg_catalog.aclexplode(c.relacl) a where a.grantee <> c.relowner and a.privilege_type in ('SELECT', 'UPDATE', 'DELETE'))
+      union all
+      select 'policy meshaudit_reveal is missing' where not exists (
+        select from pg_catalog.pg_policy y where y.polrelid = p.base and y.polname = 'meshaudit_reveal')
+    ) w;
+    ok := v_list is null;
+    detail := coalesce(v_list, 'in place');
+    return next;
+
+    "check" := 'publications of ' || v_name;
+    select pg_catalog.string_agg(distinct t.pubname, ', ') into v_list
+      from pg_catalog.pg_publication_tables t
+      where t.schemaname = 'meshaudit_protected' and t.tablename in (select u ->> 'name' from pg_catalog.jsonb_array_elements(p.saved) u)
+        and t.attnames::pg_catalog.text[] && p.secret_columns::pg_catalog.text[];
+    ok := v_list is null;
+    detail := coalesce('its values are streamed by: ' || v_list, 'none');
+    return next;
+  end loop;
+
+  "check" := 'roles above all privileges';
+  select pg_catalog.string_agg(pg_catalog.format('%I (%s)', r.rolname, case when r.rolsuper then 'superuser'
+      when r.rolreplication then 'replication' when r.rolbypassrls then 'reads all data, past row security' else 'reads all data' end), ', ' order by r.rolname) into v_list
+    from pg_catalog.pg_roles r
+    where r.rolname !~ '^pg_' and (r.rolsuper or r.rolreplication or pg_catalog.pg_has_role(r.oid, 'pg_read_all_data', 'USAGE'));
+  ok := v_list is null;
+  detail := coalesce('can read protected tables without an entry: ' || v_list, 'none');
+  return next;
+end
+$$;
+comment on function meshaudit_private.protection_status() is 'The protected tables'' checks for meshaudit.status().';
