@@ -18,6 +18,9 @@ FUNCTIONS = {
     "read_secret_by_key": {CLIENT},
     "read_secrets": {CLIENT},
     "delete_secret": {CLIENT},
+    "protect": {CLIENT, OPERATOR},
+    "unprotect": {CLIENT, OPERATOR},
+    "protection_plan": {CLIENT, OPERATOR},
     "search_audit_logs": {AUDITOR},
     "log_cursor": {AUDITOR},
     "sees_everything": {AUDITOR},
@@ -40,6 +43,10 @@ OF_THE_SEALER = (
     *("seal", "begin_seal", "seal_messages", "slot_works", "slot_goes_on", "schedule_sealing"),
     *("arm", "slot_to_make", "note_armed", "disarm", "begin_disarm", "note_disarmed"),
 )
+OF_PROTECT = (
+    *("protection_plan", "run_statements", "begin_protect", "finish_protect"),
+    *("begin_unprotect", "finish_unprotect"),
+)
 
 # Schema meshaudit_private: its owner's, but for what a query on the view is checked against. Naming any of
 # it takes USAGE on the schema, which nobody has.
@@ -54,6 +61,8 @@ PRIVATE_FUNCTIONS = {
     "verify": {AUDITOR, OPERATOR},
     "checkpoint": {AUDITOR, OPERATOR},
     "status": {AUDITOR, OPERATOR},
+    # the steps of protect() and unprotect()
+    **{key: {CLIENT, OPERATOR} for key in OF_PROTECT},
     # what seal(), arm_journal() and disarm_journal(), which touch the slot as their caller, are made of
     **{key: {OPERATOR} for key in OF_THE_SEALER},
 }

@@ -46,7 +46,7 @@ def test_the_session_is_the_demos() -> None:
 
 def test_sql_runs_as_shown(db: Db) -> None:
     blocks = _blocks("sql")
-    assert len(blocks) == 5
+    assert len(blocks) == 6
     names = {"billing": db.role("billing", "meshaudit_client"), "alice": db.role("alice")}
     text = "".join(blocks)
     created = "create role billing login in role meshaudit_client;\n"
@@ -57,15 +57,17 @@ def test_sql_runs_as_shown(db: Db) -> None:
     for statement in filter(str.strip, text.split(";")):
         who = names["billing"] if "_secret" in statement.split("(")[0] else None
         with db.connect(who) as conn:
-            answers.append(conn.execute(statement.encode()).fetchall())
-    _, read, _, searched, verified, checkpoint, armed = answers
+            cursor = conn.execute(statement.encode())
+            answers += [cursor.fetchall()] if cursor.description else []
+    _, read, _, _, revealed, _, searched, verified, checkpoint, armed = answers
     assert read == [(b"\xc0\xff\xee",)]
-    assert [row[3] for row in searched] == ["read"]
+    assert revealed == [(b"\xc0\xff\xee",)]
+    assert [row[3] for row in searched] == ["read", "read"]
     assert verified == []
-    assert checkpoint[0][0]["entries"] == 3
+    assert checkpoint[0][0]["entries"] == 6
     assert armed == [("armed",)]
     with db.connect(names["alice"]) as conn:
-        assert conn.execute("select count(*) from meshaudit.audit_logs").fetchone() == (4,)
+        assert conn.execute("select count(*) from meshaudit.audit_logs").fetchone() == (7,)
     with db.connect() as conn:
         conn.execute("select meshaudit.disarm_journal()")
 
