@@ -1,3 +1,4 @@
+# ruff: noqa: E501 -- statements and tables of calls are read across
 """The reference user: a workflow engine on Supabase, its tables, its policies, and every call that its app makes.
 
     app = MeshHook(db)
@@ -24,6 +25,9 @@ STRIPE, GITHUB, BOBS_KEY = (f"5ec0000{n}-0000-4000-8000-000000000000" for n in (
 NEW = "5ec00009-0000-4000-8000-000000000000"
 AT = "2026-01-01T00:00:00+00:00"
 EMBEDDED = "*, project:projects(name)"
+
+_SORTED: Any = {"secrets.order": "key.asc"}
+_BOBS_ONLY: Any = {"projects.name": "like.Bob*"}
 
 _SCHEMA = """
 create table public.projects (
@@ -127,8 +131,15 @@ class MeshHook:
 
 def app_calls(me: Caller) -> dict[str, Answer]:
     """The app's calls in the order of a day; what is made is taken away again."""
-    new = {"id": NEW, "project_id": ALICES, "key": "NEW_KEY", "value_encrypted": "\\x6e6577", "created_at": AT}
-    of_new = {"id": f"eq.{NEW}"}
+    new = {
+        "id": NEW,
+        "project_id": ALICES,
+        "key": "NEW_KEY",
+        "value_encrypted": "\\x6e6577",
+        "created_at": AT,
+        "updated_at": AT,
+    }
+    of_new: Any = {"id": f"eq.{NEW}"}
     steps: list[tuple[str, Callable[[], Answer]]] = [
         ("list", lambda: me.get("secrets", select=EMBEDDED, order="created_at.desc")),
         ("list with count", lambda: me.get("secrets", select=EMBEDDED, order="created_at.desc", count=True)),
@@ -139,9 +150,9 @@ def app_calls(me: Caller) -> dict[str, Answer]:
         ("by key", lambda: me.get("secrets", select="value_encrypted", key="eq.STRIPE_KEY", order="id.asc")),
         ("some", lambda: me.get("secrets", select="*", id=f"in.({STRIPE},{BOBS_KEY})", order="id.asc")),
         ("nobody's", lambda: me.get("secrets", id=f"eq.{ALICE}", single=True)),
-        ("of projects", lambda: me.get("projects", select="name,secrets(id,key)", order="name.asc", **{"secrets.order": "key.asc"})),
-        ("with values", lambda: me.get("projects", select="name,secrets(*)", order="name.asc", **{"secrets.order": "key.asc"})),
-        ("inner", lambda: me.get("secrets", select="key,projects!inner(name)", order="id.asc", **{"projects.name": "like.Bob*"})),
+        ("of projects", lambda: me.get("projects", select="name,secrets(id,key)", order="name.asc", **_SORTED)),
+        ("with values", lambda: me.get("projects", select="name,secrets(*)", order="name.asc", **_SORTED)),
+        ("inner", lambda: me.get("secrets", select="key,projects!inner(name)", order="id.asc", **_BOBS_ONLY)),
         ("insert", lambda: me.insert("secrets", new, select=EMBEDDED, single=True)),
         ("insert again", lambda: me.insert("secrets", new, select=EMBEDDED, single=True)),
         ("insert a duplicate key", lambda: me.insert("secrets", {**new, "id": ALICE, "key": "STRIPE_KEY"})),

@@ -1,3 +1,4 @@
+# ruff: noqa: E501 -- statements and tables of calls are read across
 """The stand-in for PostgREST: that it sends what PostgREST sends, and the reference user's answers without us."""
 
 import pytest
@@ -25,7 +26,10 @@ def test_the_app_gets_its_answers(app):
     assert (status["alice: page"], calls["alice: page"].headers["Content-Range"]) == (206, "1-1/2")
     assert (status["alice: count alone"], calls["alice: count alone"].count) == (200, 2)
     assert calls["alice: of projects"].json() == [
-        {"name": "Alice's hooks", "secrets": [{"id": GITHUB, "key": "GITHUB_TOKEN"}, {"id": STRIPE, "key": "STRIPE_KEY"}]}
+        {
+            "name": "Alice's hooks",
+            "secrets": [{"id": GITHUB, "key": "GITHUB_TOKEN"}, {"id": STRIPE, "key": "STRIPE_KEY"}],
+        }
     ]
     assert (status["alice: nobody's"], status["alice: one"], status["bob: one"]) == (406, 200, 406)
     assert (status["alice: insert"], status["alice: insert again"], status["bob: insert"]) == (201, 409, 403)
@@ -33,21 +37,24 @@ def test_the_app_gets_its_answers(app):
     assert (status["service_role: insert into nothing"], status["alice: insert into nothing"]) == (409, 403)
     assert (status["anon: insert"], calls["anon: list"].json()) == (401, [])
     assert (status["alice: give away"], status["service_role: give away"]) == (403, 200)
-    assert (status["alice: delete"], calls["alice: delete many"].json()) == (204, [{"key": "A"}, {"key": "B"}])
+    assert (status["alice: delete"], calls["alice: delete many"].json()) == (
+        204,
+        [{"key": "A"}, {"key": "B"}],
+    )
     assert calls["bob: left over"].json() == [
         {"id": BOBS_KEY, "key": "STRIPE_KEY", "value_encrypted": "\\x736b5f6c6976655f63"}
     ]
-    assert app.advances()
     # the comparison that protect() has to stand
     again = app.calls()
     assert again == calls
+    assert app.advances()
 
 
 def test_versions_agree(app):
     assert MeshHookOf(app, 12).calls() == app.calls()
 
 
-def MeshHookOf(app: MeshHook, version: int) -> MeshHook:  # noqa: N802
+def MeshHookOf(app: MeshHook, version: int) -> MeshHook:
     """The same tables behind another version of PostgREST."""
     other = object.__new__(MeshHook)
     other.db, other.version, other.rest = app.db, version, Rest(app.db, version=version)
@@ -99,7 +106,12 @@ def test_a_get_is_read_only_and_runs_as_the_requests_role(app):
         )
     app.rest.reload()
     alice = app.rest.as_user(ALICE)
-    told = {"role": "authenticated", "login": "authenticator", "uid": ALICE, "path": '"public", "public", "extensions"'}
+    told = {
+        "role": "authenticated",
+        "login": "authenticator",
+        "uid": ALICE,
+        "path": '"public", "public", "extensions"',
+    }
     assert alice.rpc("about").json() == {**told, "ro": "off", "method": "POST"}
     assert alice.rpc("about", get=True).json() == {**told, "ro": "on", "method": "GET"}
     assert (alice.rpc("add", {"a": 2}).json(), alice.rpc("add", {"a": 2, "b": 5}, get=True).json()) == (3, 7)
@@ -119,14 +131,16 @@ def test_errors_become_http(app):
     app.rest.reload()
     alice = app.rest.as_user(ALICE)
 
-    def status(state: str, message: str = "m", detail: str = "d", caller=alice) -> int:
+    def status(state, message="m", detail="d", caller=alice):
         return caller.rpc("fail", {"state": state, "message": message, "detail": detail}).status
 
     states = ("P0001", "42501", "25006", "23505", "53100", "40001", "MA001", "PT418", "42P01", "55000")
     assert [status(s) for s in states] == [400, 403, 405, 409, 503, 500, 400, 418, 404, 500]
     assert status("42501", caller=app.rest.as_anon()) == 401
     said = '{"code": "X1", "message": "no", "hint": "try"}'
-    answer = alice.rpc("fail", {"state": "PGRST", "message": said, "detail": '{"status": 404, "headers": {"X-A": "1"}}'})
+    answer = alice.rpc(
+        "fail", {"state": "PGRST", "message": said, "detail": '{"status": 404, "headers": {"X-A": "1"}}'}
+    )
     assert (answer.status, answer.headers) == (404, {"X-A": "1"})
     assert answer.json() == {"code": "X1", "details": None, "hint": "try", "message": "no"}
     assert status("PGRST", said, '{"status": 404}') == 500
@@ -140,9 +154,16 @@ def test_upserts_and_defaults(app):
         "secrets", row, resolution="merge-duplicates", on_conflict="project_id,key", select="id", single=True
     )
     assert (merged.status, merged.json()) == (200, {"id": STRIPE})
-    ignored = alice.insert("secrets", row, resolution="ignore-duplicates", on_conflict="project_id,key", select="id")
+    ignored = alice.insert(
+        "secrets", row, resolution="ignore-duplicates", on_conflict="project_id,key", select="id"
+    )
     assert (ignored.status, ignored.json()) == (201, [])
-    made = alice.insert("secrets", {**row, "key": "D"}, columns="project_id,key,value_encrypted,id", defaults=True)
+    made = alice.insert(
+        "secrets", {**row, "key": "D"}, columns="project_id,key,value_encrypted,id", defaults=True
+    )
     assert made.status == 201
-    assert alice.insert("secrets", {**row, "key": "E"}, columns="project_id,key,value_encrypted,id").status == 400
+    assert (
+        alice.insert("secrets", {**row, "key": "E"}, columns="project_id,key,value_encrypted,id").status
+        == 400
+    )
     assert alice.get("secrets", select="k:key", key="eq.D").json() == [{"k": "D"}]

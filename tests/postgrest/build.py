@@ -1,3 +1,4 @@
+# ruff: noqa: E501 -- statements and tables of calls are read across
 """The statements that PostgREST makes of a request (v12.2 to v14; where they differ, `version` decides).
 
 Written from what those versions send: the same CTEs, joins, JSON aggregates and parameters, in the same places.
@@ -67,7 +68,9 @@ def column(qi: Qi, name: str) -> str:
 def tx_vars(settings: list[tuple[str, str]]) -> Statement:
     """The one statement that sets everything of a request."""
     s = Statement()
-    s.text = "select " + ", ".join(f"set_config('{name}', {s.param(value)}, true)" for name, value in settings)
+    s.text = "select " + ", ".join(
+        f"set_config('{name}', {s.param(value)}, true)" for name, value in settings
+    )
     return s
 
 
@@ -217,7 +220,13 @@ def _filter(s: Statement, qi: Qi, f: Filter) -> str:
         left = _path(s, f"to_jsonb({left})", f.path)
     left = ("NOT " if f.negated else " ") + left
     if f.operator == "is":
-        words = {"null": "NULL", "not_null": "NOT NULL", "true": "TRUE", "false": "FALSE", "unknown": "UNKNOWN"}
+        words = {
+            "null": "NULL",
+            "not_null": "NOT NULL",
+            "true": "TRUE",
+            "false": "FALSE",
+            "unknown": "UNKNOWN",
+        }
         return f"{left} IS {words[f.value]}"
     if f.operator == "in":
         items = [unquote(i) for i in split(f.value.removeprefix("(").removesuffix(")"))]
@@ -225,7 +234,9 @@ def _filter(s: Statement, qi: Qi, f: Filter) -> str:
         return f"{left} = ANY ({s.param('{' + ','.join(escaped) + '}')}) "
     value = f.value.replace("*", "%") if f.operator in ("like", "ilike") else f.value
     if f.operator not in _OPERATORS:
-        raise RequestError(400, "PGRST100", f'"failed to parse filter ({f.operator}.{f.value})" (line 1, column 1)')
+        raise RequestError(
+            400, "PGRST100", f'"failed to parse filter ({f.operator}.{f.value})" (line 1, column 1)'
+        )
     return f"{left} {_OPERATORS[f.operator]} {s.param(value)}"
 
 
@@ -262,7 +273,13 @@ def _inserted(sign: str, number: str) -> str:
 
 
 def _json_body(
-    s: Statement, body: bytes, types: dict[str, str], defaults: Table | None, *, select: bool = False, one: bool = False
+    s: Statement,
+    body: bytes,
+    types: dict[str, str],
+    defaults: Table | None,
+    *,
+    select: bool = False,
+    one: bool = False,
 ) -> str:
     is_object = body.lstrip()[:1] == b"{"
     json_, wrap = ("jsonb", Jsonb) if defaults else ("json", Json)

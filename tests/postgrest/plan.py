@@ -1,3 +1,4 @@
+# ruff: noqa: E501 -- statements and tables of calls are read across
 """From a request's query string to a tree of reads: `select`, filters, `order`, `limit`, `offset`."""
 
 from dataclasses import dataclass, field
@@ -104,9 +105,7 @@ def resolve(node: Read, cache: SchemaCache, schema: str, source: str | None = No
         child.depth = node.depth + 1
         found = cache.relationship(schema, node.origin[1], child.name, child.hint)
         if not found:
-            message = (
-                f"Could not find a relationship between '{node.origin[1]}' and '{child.name}' in the schema cache"
-            )
+            message = f"Could not find a relationship between '{node.origin[1]}' and '{child.name}' in the schema cache"
             raise RequestError(400, "PGRST200", message)
         if len(found) > 1:
             message = f"Could not embed because more than one relationship was found for '{node.name}' and '{child.name}'"

@@ -1,3 +1,4 @@
+# ruff: noqa: E501 -- statements and tables of calls are read across
 """One request as PostgREST runs it: transaction, settings, main query, answer.
 
     rest = Rest(db)
@@ -19,7 +20,7 @@ from psycopg.types.json import set_json_loads
 
 from tests.postgrest import build
 from tests.postgrest.cache import SchemaCache
-from tests.postgrest.plan import Read, RequestError, read_of, resolve, returning, split, unquote
+from tests.postgrest.plan import RequestError, read_of, resolve, returning, split, unquote
 from tests.support import Db
 
 JSON_OBJECT = "application/vnd.pgrst.object+json"
@@ -98,7 +99,9 @@ class Caller:
 
     rest: Rest
     claims: dict[str, Any]
-    headers: dict[str, str] = field(default_factory=lambda: {"user-agent": "supabase-js", "cf-connecting-ip": "203.0.113.7"})
+    headers: dict[str, str] = field(
+        default_factory=lambda: {"user-agent": "supabase-js", "cf-connecting-ip": "203.0.113.7"}
+    )
 
     def get(self, table: str, *, count: bool = False, single: bool = False, **params: str) -> Answer:
         """GET /table?params; count is Prefer: count=exact, single is .single()."""
@@ -121,7 +124,9 @@ class Caller:
         """POST /table; it returns rows if there is a select. resolution: merge-duplicates, ignore-duplicates."""
         return self._write("insert", table, _bytes(body), params, single, resolution, defaults)
 
-    def update(self, table: str, body: Any, *, single: bool = False, defaults: bool = False, **params: str) -> Answer:
+    def update(
+        self, table: str, body: Any, *, single: bool = False, defaults: bool = False, **params: str
+    ) -> Answer:
         """PATCH /table?filters"""
         return self._write("update", table, _bytes(body), params, single, None, defaults)
 
@@ -130,7 +135,14 @@ class Caller:
         return self._write("delete", table, b"", params, single, None, defaults=False)
 
     def rpc(
-        self, name: str, args: Any = None, *, get: bool = False, count: bool = False, single: bool = False, **params: str
+        self,
+        name: str,
+        args: Any = None,
+        *,
+        get: bool = False,
+        count: bool = False,
+        single: bool = False,
+        **params: str,
     ) -> Answer:
         """POST /rpc/name with a JSON body; by GET, args are the query string's."""
         try:
@@ -187,7 +199,9 @@ class Caller:
             table = build.table_of(rest.cache, (rest.schema, name))
             # the filters are the mutation's; the read that follows shows what it returned
             read = read_of(name, list(params.items()), None)
-            mutation = build.Mutation(kind, table, body, filters=read.filters, resolution=resolution, defaults=defaults)
+            mutation = build.Mutation(
+                kind, table, body, filters=read.filters, resolution=resolution, defaults=defaults
+            )
             read.filters = []
             resolve(read, rest.cache, rest.schema, build.SOURCE)
             mutation.columns = _columns(body, params.get("columns"))
@@ -231,7 +245,7 @@ class Caller:
             return _Rows(None, 0, b"", None)
         body, inserted = row[-4], row[-1]
         total = None if row[0] in (None, "") else int(row[0])
-        return _Rows(total, row[1], body or b"", int(inserted) if inserted else None)
+        return _Rows(total, row[1], body or b"", None if inserted in (None, "") else int(inserted))
 
     def _settings(self, method: str, path: str) -> list[tuple[str, str]]:
         return [
@@ -276,7 +290,15 @@ def _ranged(rows: _Rows, offset: int) -> Answer:
     status = 200
     if rows.total is not None:
         if offset > rows.total:
-            return _problem(416, {"code": "PGRST103", "details": None, "hint": None, "message": "Requested range not satisfiable"})
+            return _problem(
+                416,
+                {
+                    "code": "PGRST103",
+                    "details": None,
+                    "hint": None,
+                    "message": "Requested range not satisfiable",
+                },
+            )
         status = 206 if last + 1 - offset < rows.total else 200
     shown = f"{offset}-{last}" if rows.page and rows.total != 0 else "*"
     total = "*" if rows.total is None else str(rows.total)
@@ -287,10 +309,23 @@ def _raised(message: str, detail: str | None) -> Answer:
     """RAISE … USING ERRCODE = 'PGRST': the message and the detail are JSON."""
     try:
         said, how = json.loads(message), json.loads(detail or "")
-        body = {"code": said["code"], "details": said.get("details"), "hint": said.get("hint"), "message": said["message"]}
+        body = {
+            "code": said["code"],
+            "details": said.get("details"),
+            "hint": said.get("hint"),
+            "message": said["message"],
+        }
         status, headers = how["status"], how["headers"]
     except (ValueError, KeyError, TypeError):
-        return _problem(500, {"code": "PGRST121", "details": message, "hint": None, "message": "Could not parse JSON in the \"RAISE SQLSTATE 'PGRST'\" error"})
+        return _problem(
+            500,
+            {
+                "code": "PGRST121",
+                "details": message,
+                "hint": None,
+                "message": "Could not parse JSON in the \"RAISE SQLSTATE 'PGRST'\" error",
+            },
+        )
     return _problem(status, body, headers)
 
 
