@@ -2,8 +2,10 @@
 
 It takes the requests that supabase-js makes of tables, views and functions, and follows the source of
 PostgREST 12.2 to 14: how the schema is read, what is sent in which order, how answers and errors become
-HTTP. Not replayed: HTTP itself, JWT verification, CSV and other media types, aggregates, `and`/`or` trees, full-text
-operators, PUT, OpenAPI.
+HTTP.
+
+Not replayed: HTTP itself, JWT verification, CSV and other media types, aggregates, `and`/`or` trees,
+full-text operators, PUT, OpenAPI.
 """
 
 from tests.postgrest.rest import Answer, Caller, Rest
