@@ -10,8 +10,8 @@ language plpgsql volatile set search_path = ''
 as $$
 begin
   perform meshaudit_private.journal_denial(p_operation, p_what, p_scope, p_role);
-  raise exception 'no such secret: %', pg_catalog."left"(p_what, 100)
-    using errcode = 'MA004', hint = 'It was never written, or it has been deleted; ids and keys are exact.';
+  perform meshaudit_private.refuse('MA004', 'no such secret: ' || coalesce(pg_catalog."left"(p_what, 100), '<NULL>'),
+    'It was never written, or it has been deleted; ids and keys are exact.');
 end
 $$;
 

@@ -372,6 +372,32 @@ comment on function meshaudit_private.journal_used() is 'Whether the journal is 
 comment on function meshaudit_private.vault_in_journal() is 'Whether the vault is in journal mode.';
 comment on function meshaudit_private.note_journal_used() is 'Keeps journal_used() and vault_in_journal() true to the row.';
 
+-- sql/15_refuse.sql
+
+-- Refusing, so that a caller behind PostgREST gets the right HTTP status: it maps what it knows, and the rest to 400.
+--
+-- In one of its requests the error is its own SQLSTATE, PGRST: code, message and hint as JSON in the message, the status
+-- in the detail. Elsewhere it is ours. MA005 needs none of this: 400 is right.
+
+create function meshaudit_private.refuse(p_code text, p_message text, p_hint text) returns void
+language plpgsql volatile set search_path = ''
+as $$
+begin
+  if coalesce(pg_catalog.current_setting('request.method', true), '') = '' then
+    raise exception using errcode = p_code, message = p_message, hint = p_hint;
+  end if;
+  raise exception using errcode = 'PGRST',
+    message = pg_catalog.json_build_object(
+      'code', p_code, 'message', p_message, 'details', null, 'hint', p_hint)::pg_catalog.text,
+    detail = pg_catalog.json_build_object(
+      'status', (case p_code when 'MA002' then 503 when 'MA004' then 404 else 403 end),
+      'headers', pg_catalog.json_build_object())::pg_catalog.text;
+end
+$$;
+
+comment on function meshaudit_private.refuse(text, text, text) is
+  'Raises an error of ours (MA001 to MA004); in a request of PostgREST as 403, 503, 403 or 404.';
+
 -- sql/20_entry_bytes.sql
 
 -- Canonical bytes, version 1: what is hashed. docs/canonical-bytes.md is the specification.
@@ -1197,11 +1223,12 @@ language plpgsql volatile set search_path = ''
 as $$
 begin
   if pg_catalog.pg_is_in_recovery() then
-    raise exception 'a standby cannot record accesses' using errcode = 'MA002',
-      hint = 'Read secrets on the primary; the standby takes no records.';
+    perform meshaudit_private.refuse('MA002', 'a standby cannot record accesses',
+      'Read secrets on the primary; the standby takes no records.');
   elsif p_armed and not meshaudit_private.slot_works(p_slot) then
-    raise exception 'the journal''s slot "%" is gone or has lost records', p_slot using errcode = 'MA002',
-      hint = 'Run select meshaudit.arm_journal(): it records the gap and makes a new slot.';
+    perform meshaudit_private.refuse('MA002',
+      pg_catalog.format('the journal''s slot "%s" is gone or has lost records', p_slot),
+      'Run select meshaudit.arm_journal(): it records the gap and makes a new slot.');
   end if;
 end
 $$;
@@ -1289,8 +1316,8 @@ create function meshaudit_private.refuse_unrecorded() returns void
 language plpgsql volatile set search_path = ''
 as $$
 begin
-  raise exception 'no store can record this access' using errcode = 'MA002',
-    hint = 'The transaction is READ ONLY (or the vault in journal mode) and the journal is not armed: run select meshaudit.arm_journal() and keep meshaudit seal --follow running, or use a READ WRITE transaction.';
+  perform meshaudit_private.refuse('MA002', 'no store can record this access',
+    'The transaction is READ ONLY (or the vault in journal mode) and the journal is not armed: run select meshaudit.arm_journal() and keep meshaudit seal --follow running, or use a READ WRITE transaction.');
 end
 $$;
 comment on function meshaudit_private.refuse_unrecorded() is 'Raises MA002.';
@@ -1303,7 +1330,7 @@ begin
   perform meshaudit_private.journal_access(
     p_operation, 'denied', pg_catalog."left"(p_secret_id, 512), 'meshaudit.secrets', pg_catalog."left"(p_scope, 255), p_role);
 exception
-  when sqlstate 'MA002' then
+  when sqlstate 'MA002' or sqlstate 'PGRST' then
     null;
 end
 $$;
@@ -1319,8 +1346,8 @@ begin
   select j.armed and meshaudit_private.journal_works(j.healthy_until, j.healthy_since, j.slot_name) into v_works
     from meshaudit_private.journal j;
   if not v_works then
-    raise exception 'no access without a journal that works' using errcode = 'MA002',
-      hint = 'Setting require_journal is on: run select meshaudit.arm_journal() and keep meshaudit seal --follow running.';
+    perform meshaudit_private.refuse('MA002', 'no access without a journal that works',
+      'Setting require_journal is on: run select meshaudit.arm_journal() and keep meshaudit seal --follow running.');
   end if;
 end
 $$;
@@ -1490,8 +1517,8 @@ language plpgsql volatile set search_path = ''
 as $$
 begin
   perform meshaudit_private.journal_denial(p_operation, p_what, p_scope, p_role);
-  raise exception 'no such secret: %', pg_catalog."left"(p_what, 100)
-    using errcode = 'MA004', hint = 'It was never written, or it has been deleted; ids and keys are exact.';
+  perform meshaudit_private.refuse('MA004', 'no such secret: ' || coalesce(pg_catalog."left"(p_what, 100), '<NULL>'),
+    'It was never written, or it has been deleted; ids and keys are exact.');
 end
 $$;
 
@@ -1905,8 +1932,8 @@ as $$
 begin
   if not pg_catalog.pg_has_role(p_role, 'meshaudit_operator', 'USAGE')
      and '*' <> all (meshaudit_private.visible_scopes(p_role)) then
-    raise exception 'this needs the whole log, and you may see only a part of it' using errcode = 'MA001',
-      hint = 'Ask for meshaudit.grant_auditor(…, ''*''), or for membership in meshaudit_operator.';
+    perform meshaudit_private.refuse('MA001', 'this needs the whole log, and you may see only a part of it',
+      'Ask for meshaudit.grant_auditor(…, ''*''), or for membership in meshaudit_operator.');
   end if;
 end
 $$;
