@@ -18,8 +18,8 @@ declare
 begin
   if identity is null or pg_catalog.char_length(identity) not between 1 and 256
      or scope is null or pg_catalog.char_length(scope) > 255 then
-    raise exception 'identity must be 1 to 256 characters, scope at most 255, neither null' using errcode = 'MA005',
-      hint = 'identity is a database role or a JWT subject; scope ''*'' is all scopes.';
+    perform meshaudit_private.refuse('MA005', 'identity must be 1 to 256 characters, scope at most 255, neither null',
+      'identity is a database role or a JWT subject; scope ''*'' is all scopes.');
   end if;
   v_kind := meshaudit_private.identity_kind(identity);
   insert into meshaudit_private.auditors as a (identity, identity_source, scope, granted_by)
