@@ -1,5 +1,8 @@
 """What `make dist` builds, installed by a role like Supabase's postgres."""
 
+import tempfile
+from pathlib import Path
+
 import pglast
 import psycopg
 import pytest
@@ -45,16 +48,15 @@ def test_the_package_runs_in_a_transaction_of_its_caller(bare):
     _works(bare)
 
 
-def test_the_package_is_an_extension(bare, tmp_path):
+def test_the_package_is_an_extension(bare):
     if bare.pg.version < 18:
         pytest.skip("before 18 an extension has to be in the server's own directory")
-    dist.write_tle(tmp_path / "extension")
-    tmp_path.chmod(0o755)
-    for parent in tmp_path.parents:
-        if parent.owner() == tmp_path.owner() and parent.name.startswith("pytest"):
-            parent.chmod(0o755)
-    name = bare.name
-    bare.pg.run(f"alter database {name} set extension_control_path = '{tmp_path}:$system'")
-    with psycopg.connect(bare.dsn(), autocommit=True) as conn:
-        conn.execute("create extension meshaudit")
-    _works(bare)
+    # not pytest's directory: the server may be another user, and that one is closed to it
+    with tempfile.TemporaryDirectory() as found:
+        home = Path(found)
+        home.chmod(0o755)
+        dist.write_tle(home / "extension")
+        bare.pg.run(f"alter database {bare.name} set extension_control_path = '{home}:$system'")
+        with psycopg.connect(bare.dsn(), autocommit=True) as conn:
+            conn.execute("create extension meshaudit")
+        _works(bare)

@@ -3,15 +3,19 @@
 
 import subprocess
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 
 from tests import servers
 from tests.journal_support import seal
 from tests.meshhook import ALICE, ALICES, BOB, BOBS_KEY, GITHUB, NEW, STRIPE, MeshHook
+from tests.postgrest import Answer
 from tests.support import Db
 
 PROTECT = "select meshaudit.protect('public.secrets', '{value_encrypted}', 'project_id')"
+
+ROWS = "select id, project_id, key, value_encrypted, created_at from public.secrets order by id"
 
 MINE = [("read", STRIPE), ("read", GITHUB)]
 ALL = [*MINE, ("read", BOBS_KEY)]
@@ -88,26 +92,39 @@ def _recorded(db: Db) -> dict[str, dict[str, Counter[tuple[str, str]]]]:
         assert outcome in ("granted", "rolled_back")
         # who has no JWT subject goes by its login
         caller = {ALICE: "alice", BOB: "bob"}.get(who, role)
-        assert (source, role) == (("jwt", "authenticated") if caller in ("alice", "bob") else (source, caller))
+        assert (source, role) == (
+            ("jwt", "authenticated") if caller in ("alice", "bob") else (source, caller)
+        )
         if outcome == "granted":
             found.setdefault(caller, {}).setdefault(call, Counter())[(operation, secret)] += 1
     return found
 
 
 def _dump(db: Db) -> list[str]:
-    command = [servers.client("pg_dump"), "-d", db.dsn(db.pg.superuser), "-N", "meshaudit*"]
+    command = [servers.client("pg_dump"), "-d", db.dsn(db.pg.superuser), "-s", "-N", "meshaudit*"]
     text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     # a random word, new in each dump
     return [line for line in text.splitlines() if not line.startswith(("\\restrict", "\\unrestrict"))]
 
 
+def _different(calls: dict[str, Answer], expected: dict[str, Answer]) -> dict[str, Answer]:
+    """What answers otherwise than expected. Of a row that fails, Postgres names the columns to whom it may not show all."""
+    named = b"(id, project_id, key, value_encrypted, created_at, updated_at) = "
+    return {
+        k: v
+        for k, v in calls.items()
+        if v != expected[k]
+        and replace(v, body=v.body.replace(b"contains " + named, b"contains ")) != expected[k]
+    }
+
+
 def test_the_same_answers_before_under_and_after(two):
     plain, audited = two
-    before = _dump(audited.db)
+    before, rows = _dump(audited.db), audited.db.su.execute(ROWS).fetchall()
     expected = plain.calls()
     _protect(audited)
     calls = audited.calls()
-    assert {k: v for k, v in calls.items() if v != expected[k]} == {}
+    assert _different(calls, expected) == {}
     assert audited.advances()
     assert plain.advances()
 
@@ -121,16 +138,12 @@ def test_the_same_answers_before_under_and_after(two):
     with audited.db.connect() as conn:
         conn.execute("select meshaudit.unprotect('public.secrets')")
     seen = audited.db.su.execute("select count(*) from meshaudit.audit_logs").fetchone()
-    assert {k: v for k, v in audited.calls().items() if v != expected[k]} == {}
+    assert audited.calls() == expected
     with audited.db.connect() as conn:
         seal(conn)
     assert audited.db.su.execute("select count(*) from meshaudit.audit_logs").fetchone() == seen
-    audited.db.su.execute("update public.secrets set updated_at = '2026-01-02'")
-    after = _dump(audited.db)
-    ignored = [line for line in before if f"{ALICES}\tSTRIPE_KEY" in line or "updated_at" in line]
-    assert len(after) == len(before)
-    stable = [line for line in before if line not in ignored and "5ec0000" not in line]
-    assert [line for line in after if line not in ignored and "5ec0000" not in line] == stable
+    assert _dump(audited.db) == before
+    assert audited.db.su.execute(ROWS).fetchall() == rows
 
 
 def test_a_get_of_values_needs_a_journal(two):
