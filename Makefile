@@ -6,7 +6,7 @@
 #   make generate          rebuild what is generated from sql/
 #   make torture [PG=…]    kill -9 of the sealer and the server under load, some minutes long
 #   make bench             benchmarks/results.json
-#   make dist              wheel, sdist and the single-file install
+#   make dist              wheel, sdist, and SQL for psql, Supabase's CLI and database.dev
 
 SHELL := /bin/sh
 MAKEFLAGS += --no-print-directory

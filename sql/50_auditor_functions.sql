@@ -18,8 +18,8 @@ declare
 begin
   if identity is null or pg_catalog.char_length(identity) not between 1 and 256
      or scope is null or pg_catalog.char_length(scope) > 255 then
-    raise exception 'identity must be 1 to 256 characters, scope at most 255, neither null' using errcode = 'MA005',
-      hint = 'identity is a database role or a JWT subject; scope ''*'' is all scopes.';
+    perform meshaudit_private.refuse('MA005', 'identity must be 1 to 256 characters, scope at most 255, neither null',
+      'identity is a database role or a JWT subject; scope ''*'' is all scopes.');
   end if;
   v_kind := meshaudit_private.identity_kind(identity);
   insert into meshaudit_private.auditors as a (identity, identity_source, scope, granted_by)
@@ -93,8 +93,8 @@ as $$
 begin
   if not pg_catalog.pg_has_role(p_role, 'meshaudit_operator', 'USAGE')
      and '*' <> all (meshaudit_private.visible_scopes(p_role)) then
-    raise exception 'this needs the whole log, and you may see only a part of it' using errcode = 'MA001',
-      hint = 'Ask for meshaudit.grant_auditor(…, ''*''), or for membership in meshaudit_operator.';
+    perform meshaudit_private.refuse('MA001', 'this needs the whole log, and you may see only a part of it',
+      'Ask for meshaudit.grant_auditor(…, ''*''), or for membership in meshaudit_operator.');
   end if;
 end
 $$;

@@ -377,6 +377,32 @@ comment on function meshaudit_private.journal_used() is 'Whether the journal is 
 comment on function meshaudit_private.vault_in_journal() is 'Whether the vault is in journal mode.';
 comment on function meshaudit_private.note_journal_used() is 'Keeps journal_used() and vault_in_journal() true to the row.';
 
+-- sql/15_refuse.sql
+
+-- Refusing, so that a caller behind PostgREST gets the right HTTP status: it has one for the SQLSTATEs that it knows.
+--
+-- In one of its requests the error is its own SQLSTATE, PGRST: code, message and hint as JSON in the message, the status
+-- in the detail. Elsewhere it is ours.
+
+create function meshaudit_private.refuse(p_code text, p_message text, p_hint text) returns void
+language plpgsql volatile set search_path = ''
+as $$
+begin
+  if coalesce(pg_catalog.current_setting('request.method', true), '') = '' then
+    raise exception using errcode = p_code, message = p_message, hint = p_hint;
+  end if;
+  raise exception using errcode = 'PGRST',
+    message = pg_catalog.json_build_object(
+      'code', p_code, 'message', p_message, 'details', null, 'hint', p_hint)::pg_catalog.text,
+    detail = pg_catalog.json_build_object(
+      'status', (case p_code when 'MA002' then 503 when 'MA004' then 404 when 'MA005' then 400 else 403 end),
+      'headers', pg_catalog.json_build_object())::pg_catalog.text;
+end
+$$;
+
+comment on function meshaudit_private.refuse(text, text, text) is
+  'Raises an error of ours; in a request of PostgREST as HTTP 403 (MA001, MA003), 503 (MA002), 404 (MA004) or 400 (MA005).';
+
 -- sql/20_entry_bytes.sql
 
 -- Canonical bytes, version 1: what is hashed. docs/canonical-bytes.md is the specification.
@@ -1202,11 +1228,12 @@ language plpgsql volatile set search_path = ''
 as $$
 begin
   if pg_catalog.pg_is_in_recovery() then
-    raise exception 'a standby cannot record accesses' using errcode = 'MA002',
-      hint = 'Read secrets on the primary; the standby takes no records.';
+    perform meshaudit_private.refuse('MA002', 'a standby cannot record accesses',
+      'Read secrets on the primary; the standby takes no records.');
   elsif p_armed and not meshaudit_private.slot_works(p_slot) then
-    raise exception 'the journal''s slot "%" is gone or has lost records', p_slot using errcode = 'MA002',
-      hint = 'Run select meshaudit.arm_journal(): it records the gap and makes a new slot.';
+    perform meshaudit_private.refuse('MA002',
+      pg_catalog.format('the journal''s slot "%s" is gone or has lost records', p_slot),
+      'Run select meshaudit.arm_journal(): it records the gap and makes a new slot.');
   end if;
 end
 $$;
@@ -1294,8 +1321,8 @@ create function meshaudit_private.refuse_unrecorded() returns void
 language plpgsql volatile set search_path = ''
 as $$
 begin
-  raise exception 'no store can record this access' using errcode = 'MA002',
-    hint = 'The transaction is READ ONLY (or the vault in journal mode) and the journal is not armed: run select meshaudit.arm_journal() and keep meshaudit seal --follow running, or use a READ WRITE transaction.';
+  perform meshaudit_private.refuse('MA002', 'no store can record this access',
+    'The transaction is READ ONLY (or the vault in journal mode) and the journal is not armed: run select meshaudit.arm_journal() and keep meshaudit seal --follow running, or use a READ WRITE transaction.');
 end
 $$;
 comment on function meshaudit_private.refuse_unrecorded() is 'Raises MA002.';
@@ -1308,7 +1335,7 @@ begin
   perform meshaudit_private.journal_access(
     p_operation, 'denied', pg_catalog."left"(p_secret_id, 512), 'meshaudit.secrets', pg_catalog."left"(p_scope, 255), p_role);
 exception
-  when sqlstate 'MA002' then
+  when sqlstate 'MA002' or sqlstate 'PGRST' then
     null;
 end
 $$;
@@ -1324,8 +1351,8 @@ begin
   select j.armed and meshaudit_private.journal_works(j.healthy_until, j.healthy_since, j.slot_name) into v_works
     from meshaudit_private.journal j;
   if not v_works then
-    raise exception 'no access without a journal that works' using errcode = 'MA002',
-      hint = 'Setting require_journal is on: run select meshaudit.arm_journal() and keep meshaudit seal --follow running.';
+    perform meshaudit_private.refuse('MA002', 'no access without a journal that works',
+      'Setting require_journal is on: run select meshaudit.arm_journal() and keep meshaudit seal --follow running.');
   end if;
 end
 $$;
@@ -1495,8 +1522,8 @@ language plpgsql volatile set search_path = ''
 as $$
 begin
   perform meshaudit_private.journal_denial(p_operation, p_what, p_scope, p_role);
-  raise exception 'no such secret: %', pg_catalog."left"(p_what, 100)
-    using errcode = 'MA004', hint = 'It was never written, or it has been deleted; ids and keys are exact.';
+  perform meshaudit_private.refuse('MA004', 'no such secret: ' || coalesce(pg_catalog."left"(p_what, 100), '<NULL>'),
+    'It was never written, or it has been deleted; ids and keys are exact.');
 end
 $$;
 
@@ -1505,11 +1532,10 @@ language plpgsql volatile set search_path = ''
 as $$
 begin
   if p_key is null or pg_catalog.char_length(p_key) not between 1 and 512 then
-    raise exception 'key must be 1 to 512 characters' using errcode = 'MA005',
-      hint = pg_catalog.format('Got %s.', coalesce(pg_catalog.char_length(p_key) || ' characters', 'NULL'));
+    perform meshaudit_private.refuse('MA005', 'key must be 1 to 512 characters',
+      pg_catalog.format('Got %s.', coalesce(pg_catalog.char_length(p_key) || ' characters', 'NULL')));
   elsif p_scope is null or pg_catalog.char_length(p_scope) > 255 then
-    raise exception 'scope must be at most 255 characters, and not null' using errcode = 'MA005',
-      hint = 'The empty scope is ''''.';
+    perform meshaudit_private.refuse('MA005', 'scope must be at most 255 characters, and not null', 'The empty scope is ''''.');
   end if;
 end
 $$;
@@ -1529,8 +1555,8 @@ declare
 begin
   perform meshaudit_private.check_name(p_key, p_scope);
   if p_value is null or pg_catalog.octet_length(p_value) > 1048576 then
-    raise exception 'value must be at most 1 MiB, and not null' using errcode = 'MA005',
-      hint = pg_catalog.format('Got %s.', coalesce(pg_catalog.octet_length(p_value) || ' bytes', 'NULL'));
+    perform meshaudit_private.refuse('MA005', 'value must be at most 1 MiB, and not null',
+      pg_catalog.format('Got %s.', coalesce(pg_catalog.octet_length(p_value) || ' bytes', 'NULL')));
   end if;
   insert into meshaudit_private.secrets as s (scope, key, name_digest, value)
     values (p_scope, p_key, meshaudit_private.name_digest(p_key, p_scope), p_value)
@@ -1644,7 +1670,7 @@ declare
   v_unknown pg_catalog.uuid;
 begin
   if p_ids is null then
-    raise exception 'ids must not be null' using errcode = 'MA005', hint = 'Pass an array of secret ids; it may be empty.';
+    perform meshaudit_private.refuse('MA005', 'ids must not be null', 'Pass an array of secret ids; it may be empty.');
   end if;
   -- one snapshot decides what is recorded and what is revealed
   select pg_catalog.array_agg(s.id), pg_catalog.array_agg(s.scope), pg_catalog.array_agg(s.value)
@@ -1835,8 +1861,8 @@ declare
 begin
   if identity is null or pg_catalog.char_length(identity) not between 1 and 256
      or scope is null or pg_catalog.char_length(scope) > 255 then
-    raise exception 'identity must be 1 to 256 characters, scope at most 255, neither null' using errcode = 'MA005',
-      hint = 'identity is a database role or a JWT subject; scope ''*'' is all scopes.';
+    perform meshaudit_private.refuse('MA005', 'identity must be 1 to 256 characters, scope at most 255, neither null',
+      'identity is a database role or a JWT subject; scope ''*'' is all scopes.');
   end if;
   v_kind := meshaudit_private.identity_kind(identity);
   insert into meshaudit_private.auditors as a (identity, identity_source, scope, granted_by)
@@ -1910,8 +1936,8 @@ as $$
 begin
   if not pg_catalog.pg_has_role(p_role, 'meshaudit_operator', 'USAGE')
      and '*' <> all (meshaudit_private.visible_scopes(p_role)) then
-    raise exception 'this needs the whole log, and you may see only a part of it' using errcode = 'MA001',
-      hint = 'Ask for meshaudit.grant_auditor(…, ''*''), or for membership in meshaudit_operator.';
+    perform meshaudit_private.refuse('MA001', 'this needs the whole log, and you may see only a part of it',
+      'Ask for meshaudit.grant_auditor(…, ''*''), or for membership in meshaudit_operator.');
   end if;
 end
 $$;
@@ -2430,6 +2456,7 @@ begin
 
   return query select * from meshaudit_private.journal_status();
   return query select * from meshaudit_private.protection_status();
+  return query select * from meshaudit_private.supabase_vault_status();
 end
 $$;
 revoke all on function meshaudit_private.status(text) from public;
@@ -3166,9 +3193,9 @@ insert into meshaudit_private.reveal_key (key)
 
 -- Records that a value is about to be revealed. A query may evaluate a view's column several times for one row, and a row
 -- may have several secret columns: the last row is remembered for the statement, under a MAC, since a session can set
--- any setting. Who brings back an old mark gets what that very statement has recorded already.
+-- any setting. So is its version: a statement can last for hours, and meet a value that others have changed meanwhile. Who brings back an old mark gets what that very statement has recorded already.
 create function meshaudit_private.record_reveal(
-  p_secret_table text, p_secret_id text, p_scope text, p_role name, p_journal boolean
+  p_secret_table text, p_secret_id text, p_version bytea, p_scope text, p_role name, p_journal boolean
 ) returns void
 language plpgsql volatile parallel unsafe set search_path = ''
 as $$
@@ -3177,7 +3204,7 @@ declare
 begin
   select pg_catalog.encode(pg_catalog.sha256(k.key || pg_catalog.timestamptz_send(pg_catalog.transaction_timestamp())
       || pg_catalog.timestamptz_send(pg_catalog.statement_timestamp()) || pg_catalog.int4send(pg_catalog.pg_backend_pid())
-      || pg_catalog.convert_to(p_secret_table || ' ' || p_secret_id, 'UTF8')), 'hex')
+      || p_version || pg_catalog.convert_to(p_secret_table || ' ' || p_secret_id, 'UTF8')), 'hex')
     into v_mark from meshaudit_private.reveal_key k;
   if pg_catalog.current_setting('meshaudit.revealed', true) = v_mark then
     return;
@@ -3214,8 +3241,8 @@ begin
 end
 $$;
 
-comment on function meshaudit_private.record_reveal(text, text, text, name, boolean) is
-  'Records a read of a protected row, once a row and statement. Raises MA002 if it cannot.';
+comment on function meshaudit_private.record_reveal(text, text, bytea, text, name, boolean) is
+  'Records a read of a protected row, once a row, version and statement. Raises MA002 if it cannot.';
 comment on function meshaudit_private.record_writes(text, text[], text, text[], boolean) is
   'Records the writes of a statement on a protected table. Raises MA002 if it cannot.';
 
@@ -3475,13 +3502,15 @@ declare
   v_value %1$s;
   v_id pg_catalog.text;
   v_scope pg_catalog.text;
+  v_version pg_catalog.bytea;
 begin
-  select b.%2$I, %3$s, %4$s into v_value, v_id, v_scope
+  select b.%2$I, %3$s, %4$s, pg_catalog.xidsend(b.xmin) operator(pg_catalog.||) pg_catalog.tidsend(b.ctid)
+    into v_value, v_id, v_scope, v_version
     from meshaudit_protected.%5$I b where %6$s%7$s;
   if not found then
     %8$s
   end if;
-  perform meshaudit_private.record_reveal(%9$L, v_id, v_scope, $%10$s, %11$L);
+  perform meshaudit_private.record_reveal(%9$L, v_id, v_version, v_scope, $%10$s, %11$L);
   return v_value;
 end
 $body$, pg_catalog.format_type(a.atttypid, null), a.attname, meshaudit_private.id_expression(p.key_columns, 'b'),
@@ -4298,6 +4327,230 @@ begin
 end
 $$;
 comment on function meshaudit_private.protection_status() is 'The protected tables'' checks for meshaudit.status().';
+
+-- sql/89_supabase_vault.sql
+
+-- An audited path to Supabase's Vault, for who has EXECUTE here; it records as the built-in vault does (40).
+--
+-- Schema vault is Supabase's: it may be absent, nobody there can put triggers on it, and what others were granted on it
+-- stays. So all statements on it are dynamic, the path is opened by somebody who may give it away, and status() names
+-- those who can still go around.
+
+create function meshaudit_private.supabase_vault() returns oid
+language sql stable set search_path = ''
+as $$
+  -- not to_regclass(): that fails without USAGE on the schema
+  select c.oid from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
+  where n.nspname = 'vault' and c.relname = 'decrypted_secrets'
+$$;
+
+create function meshaudit_private.require_supabase_vault() returns void
+language plpgsql volatile set search_path = ''
+as $$
+declare
+  v_vault constant pg_catalog.oid := meshaudit_private.supabase_vault();
+begin
+  if v_vault is null then
+    perform meshaudit_private.refuse('MA005', 'this database has no Supabase Vault',
+      'Its view vault.decrypted_secrets is missing: create extension supabase_vault, or use meshaudit.write_secret() and read_secret().');
+  elsif not pg_catalog.has_schema_privilege('meshaudit_owner', 'vault', 'USAGE')
+      or not pg_catalog.has_table_privilege('meshaudit_owner', v_vault, 'SELECT') then
+    perform meshaudit_private.refuse('MA001', 'the path to Supabase''s Vault is not open',
+      'Run select meshaudit.open_supabase_vault() as a role that may grant what is in schema vault (Supabase''s postgres).');
+  end if;
+end
+$$;
+
+-- A denial is recorded if the journal is armed, and never keeps the error from its caller.
+create function meshaudit_private.no_such_vault_secret(p_operation text, p_id uuid, p_role text) returns void
+language plpgsql volatile set search_path = ''
+as $$
+begin
+  begin
+    perform meshaudit_private.journal_access(p_operation, 'denied', coalesce(p_id::pg_catalog.text, 'NULL'), 'vault.secrets', '', p_role);
+  exception when sqlstate 'MA002' or sqlstate 'PGRST' then
+    null;
+  end;
+  perform meshaudit_private.refuse('MA004', 'no such secret: ' || coalesce(p_id::pg_catalog.text, 'NULL'),
+    'Supabase''s Vault has none of that id.');
+end
+$$;
+
+create function meshaudit_private.read_vault_secret(p_id uuid, p_role name) returns text
+language plpgsql volatile security definer set search_path = ''
+as $$
+declare
+  v_found pg_catalog.bool;
+  v_value pg_catalog.text;
+begin
+  perform meshaudit_private.require_supabase_vault();
+  execute 'select true, v.decrypted_secret from vault.decrypted_secrets v where v.id operator(pg_catalog.=) $1' into v_found, v_value using p_id;
+  if v_found is null then
+    perform meshaudit_private.no_such_vault_secret('read', p_id, p_role);
+  end if;
+  if pg_catalog.current_setting('transaction_read_only') = 'on' or meshaudit_private.vault_in_journal() then
+    if not meshaudit_private.journal_access('read', 'granted', p_id::pg_catalog.text, 'vault.secrets', '', p_role) then
+      perform meshaudit_private.refuse_unrecorded();
+    end if;
+  else
+    insert into meshaudit_private.ledger (secret_id, operation, outcome, secret_table, scope, db_role)
+      values (p_id, 'read', 'granted', 'vault.secrets', '', p_role);
+  end if;
+  return v_value;
+end
+$$;
+revoke all on function meshaudit_private.read_vault_secret(uuid, name) from public;
+grant execute on function meshaudit_private.read_vault_secret(uuid, name) to meshaudit_client;
+
+create function meshaudit_private.create_vault_secret(p_value text, p_name text, p_description text, p_role name) returns uuid
+language plpgsql volatile security definer set search_path = ''
+as $$
+declare
+  v_id pg_catalog.uuid;
+begin
+  perform meshaudit_private.require_supabase_vault();
+  execute 'select vault.create_secret($1, $2, $3)' into v_id using p_value, p_name, p_description;
+  insert into meshaudit_private.ledger (secret_id, access_type, operation, outcome, secret_table, scope, db_role)
+    values (v_id, 'write', 'create', 'granted', 'vault.secrets', '', p_role);
+  return v_id;
+end
+$$;
+revoke all on function meshaudit_private.create_vault_secret(text, text, text, name) from public;
+grant execute on function meshaudit_private.create_vault_secret(text, text, text, name) to meshaudit_client;
+
+create function meshaudit_private.update_vault_secret(p_id uuid, p_value text, p_name text, p_description text, p_role name) returns void
+language plpgsql volatile security definer set search_path = ''
+as $$
+declare
+  v_found pg_catalog.bool;
+begin
+  perform meshaudit_private.require_supabase_vault();
+  execute 'select exists (select from vault.decrypted_secrets v where v.id operator(pg_catalog.=) $1)' into v_found using p_id;
+  if not v_found then
+    perform meshaudit_private.no_such_vault_secret('update', p_id, p_role);
+  end if;
+  execute 'select vault.update_secret($1, $2, $3, $4)' using p_id, p_value, p_name, p_description;
+  insert into meshaudit_private.ledger (secret_id, access_type, operation, outcome, secret_table, scope, db_role)
+    values (p_id, 'write', 'update', 'granted', 'vault.secrets', '', p_role);
+end
+$$;
+revoke all on function meshaudit_private.update_vault_secret(uuid, text, text, text, name) from public;
+grant execute on function meshaudit_private.update_vault_secret(uuid, text, text, text, name) to meshaudit_client;
+
+create function meshaudit.read_vault_secret(id uuid) returns text
+language sql volatile security invoker
+return meshaudit_private.read_vault_secret(id, current_user);
+revoke all on function meshaudit.read_vault_secret(uuid) from public;
+grant execute on function meshaudit.read_vault_secret(uuid) to meshaudit_client;
+
+create function meshaudit.create_vault_secret(value text, name text default null, description text default '') returns uuid
+language sql volatile security invoker
+return meshaudit_private.create_vault_secret(value, name, description, current_user);
+revoke all on function meshaudit.create_vault_secret(text, text, text) from public;
+grant execute on function meshaudit.create_vault_secret(text, text, text) to meshaudit_client;
+
+create function meshaudit.update_vault_secret(id uuid, value text default null, name text default null, description text default null) returns void
+language sql volatile security invoker
+return meshaudit_private.update_vault_secret(id, value, name, description, current_user);
+revoke all on function meshaudit.update_vault_secret(uuid, text, text, text) from public;
+grant execute on function meshaudit.update_vault_secret(uuid, text, text, text) to meshaudit_client;
+
+-- As the caller, whose grants they are.
+create function meshaudit_private.grant_supabase_vault(p_open boolean) returns void
+language plpgsql volatile security invoker set search_path = ''
+as $$
+declare
+  v_functions pg_catalog.text;
+begin
+  select pg_catalog.string_agg(p.oid::pg_catalog.regprocedure::pg_catalog.text, ', ') into v_functions
+    from pg_catalog.pg_proc p join pg_catalog.pg_namespace n on n.oid = p.pronamespace
+    -- the last one is what the view calls in some versions
+    where n.nspname = 'vault' and p.proname in ('create_secret', 'update_secret', '_crypto_aead_det_decrypt');
+  if v_functions is null then
+    return;  -- note_supabase_vault() says what is missing
+  elsif p_open then
+    execute 'grant usage on schema vault to meshaudit_owner';
+    execute 'grant select on vault.decrypted_secrets to meshaudit_owner';
+    execute pg_catalog.format('grant execute on function %s to meshaudit_owner', v_functions);
+  else
+    execute pg_catalog.format('revoke execute on function %s from meshaudit_owner', v_functions);
+    execute 'revoke select on vault.decrypted_secrets from meshaudit_owner';
+    execute 'revoke usage on schema vault from meshaudit_owner';
+  end if;
+exception when insufficient_privilege then
+  raise exception 'you may not grant what is in schema vault' using errcode = 'MA001',
+    hint = 'Run it as a role that has it WITH GRANT OPTION (Supabase''s postgres), or as its owner.';
+end
+$$;
+revoke all on function meshaudit_private.grant_supabase_vault(boolean) from public;
+grant execute on function meshaudit_private.grant_supabase_vault(boolean) to meshaudit_operator;
+
+create function meshaudit_private.note_supabase_vault(p_open boolean, p_role name) returns void
+language plpgsql volatile security definer set search_path = ''
+as $$
+begin
+  if p_open then
+    -- Postgres only warns who grants what it may not
+    perform meshaudit_private.require_supabase_vault();
+  end if;
+  insert into meshaudit_private.ledger (secret_id, access_type, operation, outcome, secret_table, scope, db_role)
+    values ('vault.secrets', 'write', (case when p_open then 'create' else 'delete' end), 'granted', 'meshaudit.supabase_vault', '*', p_role);
+end
+$$;
+revoke all on function meshaudit_private.note_supabase_vault(boolean, name) from public;
+grant execute on function meshaudit_private.note_supabase_vault(boolean, name) to meshaudit_operator;
+
+create function meshaudit.open_supabase_vault() returns void
+language sql volatile security invoker
+begin atomic
+  select meshaudit_private.grant_supabase_vault(true);
+  select meshaudit_private.note_supabase_vault(true, current_user);
+end;
+revoke all on function meshaudit.open_supabase_vault() from public;
+grant execute on function meshaudit.open_supabase_vault() to meshaudit_operator;
+
+create function meshaudit.close_supabase_vault() returns void
+language sql volatile security invoker
+begin atomic
+  select meshaudit_private.grant_supabase_vault(false);
+  select meshaudit_private.note_supabase_vault(false, current_user);
+end;
+revoke all on function meshaudit.close_supabase_vault() from public;
+grant execute on function meshaudit.close_supabase_vault() to meshaudit_operator;
+
+-- Its part of status(); no line where there is no such vault.
+create function meshaudit_private.supabase_vault_status() returns table ("check" text, ok boolean, detail text)
+language sql stable set search_path = ''
+as $$
+  select 'ways around Supabase''s Vault', w.list is null,
+    coalesce('can read vault.decrypted_secrets without an entry: ' || w.list
+      || '; have them use meshaudit.read_vault_secret(), and revoke what is yours to revoke', 'nobody but superusers reads vault.decrypted_secrets directly')
+  from (
+    select pg_catalog.string_agg(r.rolname, ', ' order by r.rolname) as list
+    from pg_catalog.pg_roles r
+    where not r.rolsuper and r.rolname !~ '^pg_' and r.rolname <> 'meshaudit_owner'
+      and pg_catalog.has_schema_privilege(r.oid, 'vault', 'USAGE')
+      and pg_catalog.has_table_privilege(r.oid, meshaudit_private.supabase_vault(), 'SELECT')
+  ) w
+  where meshaudit_private.supabase_vault() is not null
+$$;
+
+comment on function meshaudit_private.supabase_vault() is 'The oid of vault.decrypted_secrets; null where there is none.';
+comment on function meshaudit_private.require_supabase_vault() is 'Raises MA005 if there is no Supabase Vault, MA001 if the path to it is not open.';
+comment on function meshaudit_private.no_such_vault_secret(text, uuid, text) is 'Records the denial in the journal and raises MA004.';
+comment on function meshaudit_private.read_vault_secret(uuid, name) is 'meshaudit.read_vault_secret(), for a role.';
+comment on function meshaudit_private.create_vault_secret(text, text, text, name) is 'meshaudit.create_vault_secret(), for a role.';
+comment on function meshaudit_private.update_vault_secret(uuid, text, text, text, name) is 'meshaudit.update_vault_secret(), for a role.';
+comment on function meshaudit_private.grant_supabase_vault(boolean) is 'Gives meshaudit_owner the path to Supabase''s Vault, or takes it back. Raises MA001.';
+comment on function meshaudit_private.note_supabase_vault(boolean, name) is 'Records that the path was opened or closed. Raises MA001 or MA005 if it is not open.';
+comment on function meshaudit_private.supabase_vault_status() is 'Who can read Supabase''s Vault past the audit.';
+comment on function meshaudit.read_vault_secret(uuid) is
+  'Reveals one secret of Supabase''s Vault, after recording the read. Raises MA004 if there is none of that id, MA001 if the path is not open, MA005 without such a vault.';
+comment on function meshaudit.create_vault_secret(text, text, text) is 'Creates a secret in Supabase''s Vault; returns its id. Recorded. Raises MA001 and MA005 as read_vault_secret() does.';
+comment on function meshaudit.update_vault_secret(uuid, text, text, text) is 'Changes a secret of Supabase''s Vault; null leaves as it is. Recorded. Raises MA004, and MA001 and MA005 as read_vault_secret() does.';
+comment on function meshaudit.open_supabase_vault() is
+  'Opens the audited path to Supabase''s Vault: from then on members of meshaudit_client reach all of its secrets by the functions here. Recorded. For an operator who may grant what is in schema vault. Raises MA001, MA005.';
+comment on function meshaudit.close_supabase_vault() is 'Closes the audited path to Supabase''s Vault. Recorded. Raises MA001.';
 
 -- sql/99_finish.sql
 
