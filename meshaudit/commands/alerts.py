@@ -18,7 +18,9 @@ app = typer.Typer(help="Alerts: list, acknowledge, test, rules, webhooks.", invo
 def listing(
     context: typer.Context,
     limit: Annotated[int, typer.Option("--limit", min=0, help="How many, newest first; 0 is all.")] = 50,
-    unacknowledged: Annotated[bool, typer.Option("--open", help="Only what nobody has acknowledged.")] = False,
+    unacknowledged: Annotated[
+        bool, typer.Option("--open", help="Only what nobody has acknowledged.")
+    ] = False,
     database: Dsn = None,
     as_json: Json = False,
 ) -> None:
