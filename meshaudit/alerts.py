@@ -67,7 +67,7 @@ def acknowledge(conn: psycopg.Connection[Any], alert_id: int, note: str | None) 
         return bool(_one(conn, "select meshaudit.acknowledge_alert(%s, %s)", alert_id, note))
 
 
-def test(conn: psycopg.Connection[Any]) -> int:
+def raise_one(conn: psycopg.Connection[Any]) -> int:
     """Raise an alert that goes every way; returns its id."""
     with db.errors(_OPERATOR):
         return int(_one(conn, "select meshaudit.test_alert()"))
@@ -108,7 +108,8 @@ def remove_webhook(conn: psycopg.Connection[Any], number: int) -> bool:
 
 def _rows(conn: psycopg.Connection[Any], query: str, hint: str) -> list[dict[str, Any]]:
     with db.errors(hint), conn.cursor(row_factory=dict_row) as cursor:
-        return [{k: plain(v) for k, v in row.items()} for row in cursor.execute(query.encode()).fetchall()]
+        rows = cursor.execute(query.encode()).fetchall()
+    return [{name: plain(value) for name, value in row.items()} for row in rows]
 
 
 def _one(conn: psycopg.Connection[Any], query: str, *params: Any) -> Any:

@@ -10,7 +10,9 @@ begin
   insert into meshaudit_private.alert_acknowledgements (alert_id, acknowledged_by, identity_source, note)
     select a.alert_id, v_caller.user_identity, v_caller.identity_source, meshaudit_private.clean(p_note, 1000)
     from meshaudit_private.alerts a
-    where a.alert_id = p_alert_id and ('*' = any (v_scopes) or a.scope = any (v_scopes));
+    where a.alert_id = p_alert_id and ('*' = any (v_scopes) or a.scope = any (v_scopes)
+      -- who sees all, without a grant
+      or exists (select from pg_catalog.pg_roles r where r.rolname = p_role and (r.rolsuper or r.rolbypassrls)));
   return found;
 end
 $$;

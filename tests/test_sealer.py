@@ -152,15 +152,16 @@ def dropped(journal: Journal) -> bool:
 
 
 def test_without_a_journal_it_feeds(db: Db) -> None:
-    def fed(count: int) -> bool:
-        return bool(one(db.su, "select count(*) from meshaudit.audit_feed where kind = 'entry'") == count)
+    def wait_for_events(count: int) -> None:
+        query = "select count(*) from meshaudit.audit_feed where kind = 'entry'"
+        wait_until(lambda: one(db.su, query) == count)
 
     with following(db.dsn()) as events:
         for number in (1, 2):
             db.su.execute("select meshaudit.write_secret('k', 'v')")
-            wait_until(lambda n=number: fed(n))
+            wait_for_events(number)
         db.connect().execute("select meshaudit.arm_journal()")
-        wait_until(lambda: fed(3))
+        wait_for_events(3)
     names = [name for name, _ in events]
     assert names.count("not armed") == 1
     assert "raised" not in names

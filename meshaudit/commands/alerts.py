@@ -64,12 +64,12 @@ def ack(
     _say(context, as_json, {"alert_id": alert_id, "acknowledged": True}, f"acknowledged: {alert_id}")
 
 
-@app.command()
-def test(context: typer.Context, database: Dsn = None, as_json: Json = False) -> None:
+@app.command(name="test")
+def raise_one(context: typer.Context, database: Dsn = None, as_json: Json = False) -> None:
     """Raise an alert that goes every way alerts go."""
     with db.connect(dsn(context, database)) as conn:
         require_current(conn)
-        number = alerts.test(conn)
+        number = alerts.raise_one(conn)
     _say(context, as_json, {"alert_id": number}, f"raised: {number}")
 
 
