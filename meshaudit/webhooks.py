@@ -1,7 +1,8 @@
 """Sending alerts to webhooks, signed by the Standard Webhooks scheme (standardwebhooks.com).
 
-What is due comes from the outbox, leased for a minute; a receiver that fails or hangs gets it again later, with the
-same webhook-id, so that it can tell a duplicate. Nobody waits for a receiver: no access, and not the sealer.
+What is due comes from the outbox, leased for a minute; a receiver that fails or hangs gets it again later,
+with the same webhook-id, so that it can tell a duplicate. Nobody waits for a receiver: no access, and not
+the sealer.
 """
 
 import json
@@ -17,6 +18,7 @@ from meshaudit.errors import MeshauditError, translate
 
 PAUSE = 1.0
 _TIMEOUT = 10.0
+_CONNECT = {"prepare_threshold": None, "connect_timeout": 10, "application_name": "meshaudit alerts"}
 _LAST_DELAY = 30.0
 MISSING = MeshauditError(
     "webhooks need the packages httpx and standardwebhooks", 'install: pip install "meshaudit[alerts]"'
@@ -76,7 +78,7 @@ def post(url: str, secret: str, message_id: str, body: dict[str, Any]) -> str | 
     }
     start = time.monotonic()
     try:
-        # Redirects are not followed: a signed message goes where it was meant to go. The body of the answer is not read.
+        # No redirects: a signed message goes where it was meant to go. The answer's body is not read.
         with (
             httpx.Client(timeout=_TIMEOUT, follow_redirects=False, trust_env=False) as client,
             client.stream("POST", url, content=text.encode(), headers=headers) as answer,
@@ -91,13 +93,7 @@ def follow(dsn: str, *, stop: Event, log: Any, pause: float = PAUSE) -> None:
     delay, told = pause, ""
     while not stop.is_set():
         try:
-            with psycopg.connect(
-                dsn,
-                autocommit=True,
-                prepare_threshold=None,
-                connect_timeout=10,
-                application_name="meshaudit alerts",
-            ) as conn:
+            with psycopg.connect(dsn, autocommit=True, **_CONNECT) as conn:  # type: ignore[arg-type]
                 while not stop.is_set():
                     sent = send_due(conn)
                     if sent != (0, 0):

@@ -1,4 +1,4 @@
-"""Alerts: each rule fires where it should and not where it should not; once a window; seen by whom it concerns."""
+"""Alerts: each rule fires where it should and nowhere else; once a window; seen by whom it concerns."""
 
 from typing import Any
 
