@@ -140,7 +140,10 @@ def test_a_hanging_receiver_costs_nothing(db: Db) -> None:
             assert time.monotonic() - start < 2
             count = "select count(*) >= 21 from meshaudit.audit_feed where kind = 'entry'"
             wait_until(lambda: one(db.su, count), 5)
-            held = "select from pg_locks l join pg_stat_activity a using (pid) where application_name = 'meshaudit alerts'"
+            held = (
+                "select from pg_locks l join pg_stat_activity a using (pid)"
+                " where application_name = 'meshaudit alerts'"
+            )
             assert db.su.execute(held.encode()).rowcount == 0
             accepted.close()
 
