@@ -89,7 +89,7 @@ def post(url: str, secret: str, message_id: str, body: dict[str, Any]) -> str | 
 
 
 def follow(dsn: str, *, stop: Event, log: Any, pause: float = PAUSE) -> None:
-    """Send what becomes due until `stop` is set. Raises nothing: alerts that cannot be sent wait in the outbox."""
+    """Send what becomes due until `stop` is set. Raises nothing: what cannot be sent waits in the outbox."""
     delay, told = pause, ""
     while not stop.is_set():
         try:

@@ -18,8 +18,8 @@ from tests.test_feed import feed, write
 NOTES = "create table public.notes (id int primary key, body text)"
 # What Realtime reads: only tables of its publication, with their keys.
 CHANGES = """
-select c.data::jsonb from pg_logical_slot_get_changes(%s, null, null, 'format-version', '2', 'include-pk', 'true',
-  'include-transaction', 'false', 'add-tables', (
+select c.data::jsonb from pg_logical_slot_get_changes(%s, null, null,
+  'format-version', '2', 'include-pk', 'true', 'include-transaction', 'false', 'add-tables', (
     select coalesce(string_agg(format('%%s.%%s', schemaname, tablename), ','), 'nothing.nothing')
     from pg_publication_tables where pubname = 'supabase_realtime')) c
 """
