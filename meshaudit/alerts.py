@@ -85,10 +85,10 @@ def webhooks(conn: psycopg.Connection[Any]) -> list[dict[str, Any]]:
 
 def set_rule(conn: psycopg.Connection[Any], rule: str, values: dict[str, Any]) -> None:
     """Change a rule; None leaves a value as it is."""
-    query = """select meshaudit.set_alert_rule(%(rule)s,
-      enabled => %(enabled)s, threshold => %(threshold)s,
-      period => %(period)s::interval, learns => %(learns)s::interval, severity => %(severity)s,
-      time_zone => %(time_zone)s, opens => %(opens)s::time, closes => %(closes)s::time, days => %(days)s::int[])"""
+    query = """select meshaudit.set_alert_rule(%(rule)s, enabled => %(enabled)s,
+      threshold => %(threshold)s, period => %(period)s::interval, learns => %(learns)s::interval,
+      severity => %(severity)s, time_zone => %(time_zone)s, opens => %(opens)s::time,
+      closes => %(closes)s::time, days => %(days)s::int[])"""
     with db.errors(_OWNER):
         conn.execute(query, {"rule": rule} | values)
 

@@ -3838,7 +3838,7 @@ begin
       || meshaudit_private.hits_of_news(s.evaluated_id, v_upto);
     update meshaudit_private.alert_state set evaluated_id = v_upto where singleton;
   end if;
-  if p_quiet is not null or s.checked_at < pg_catalog.clock_timestamp() - '10 seconds'::pg_catalog.interval then
+  if p_quiet > '10 seconds'::pg_catalog.interval or s.checked_at < pg_catalog.clock_timestamp() - '10 seconds'::pg_catalog.interval then
     v_hits := v_hits || meshaudit_private.hits_of_system(p_quiet);
     perform meshaudit_private.forget();
   end if;
