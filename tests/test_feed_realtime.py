@@ -12,6 +12,7 @@ from psycopg import sql
 from meshaudit import schema
 from tests.flavours import INSTALLER, Templates
 from tests.journal_support import one
+from tests.servers import ROOT
 from tests.support import Db, unique, wait_until
 from tests.test_feed import feed, write
 
@@ -58,6 +59,16 @@ def test_installing_publishes_the_feed_alone(realtime_db: Db) -> None:
         " where pg_has_role(r.oid, 'meshaudit_owner', 'usage') and not rolsuper"
     )
     assert realtime_db.su.execute(nobody.encode()).fetchall() == [("meshaudit_owner",)]
+
+
+def test_reverting_takes_it_out(realtime_db: Db) -> None:
+    write(realtime_db.su)
+    feed(realtime_db.su)
+    conn = realtime_db.connect()
+    conn.execute("set meshaudit.destroy_audit_log = 'yes'")
+    conn.execute((ROOT / "migrations/revert/ledger.sql").read_bytes())
+    assert published(realtime_db) == []
+    assert realtime_db.su.execute("select to_regnamespace('meshaudit')").fetchall() == [(None,)]
 
 
 def test_publishing_later(any_db: Db) -> None:
