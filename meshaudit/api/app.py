@@ -44,12 +44,15 @@ Errors are problem documents (RFC 9457).
 def create(settings: Settings) -> tuple[ASGIApp, FastAPI]:
     """The application as a server runs it, and the framework's part of it."""
     app = FastAPI(
-        title="meshaudit", version=__version__, description=_ABOUT, lifespan=_lifespan, docs_url=None, redoc_url=None
+        title="meshaudit",
+        version=__version__,
+        description=_ABOUT,
+        lifespan=_lifespan,
+        docs_url=None,
+        redoc_url=None,
     )
     metrics = Metrics()
-    app.state.context = Context(
-        settings, Tokens(settings), Gate(settings), metrics, Listener(settings.dsn)
-    )
+    app.state.context = Context(settings, Tokens(settings), Gate(settings), metrics, Listener(settings.dsn))
     # The longer paths first: /api/audit-logs/{id} fits them all.
     for module in (export, stream, logs, health):
         app.include_router(module.router)
@@ -99,7 +102,11 @@ def _document(app: FastAPI, *, authenticated: bool) -> None:
 
 def _openapi(app: FastAPI, *, authenticated: bool) -> dict[str, Any]:
     document = get_openapi(
-        title=app.title, version=app.version, description=app.description, routes=app.routes, openapi_version="3.1.0"
+        title=app.title,
+        version=app.version,
+        description=app.description,
+        routes=app.routes,
+        openapi_version="3.1.0",
     )
     schemas = document["components"]["schemas"]
     schemas["ProblemDocument"] = ProblemDocument.model_json_schema()
@@ -115,7 +122,12 @@ def _openapi(app: FastAPI, *, authenticated: bool) -> dict[str, Any]:
                 operation["security"] = [{"token": []}]
     if authenticated:
         document["components"]["securitySchemes"] = {
-            "token": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT", "description": "HS256, RS256 or ES256."}
+            "token": {
+                "type": "http",
+                "scheme": "bearer",
+                "bearerFormat": "JWT",
+                "description": "HS256, RS256 or ES256.",
+            }
         }
     return document
 

@@ -154,7 +154,9 @@ class Tokens:
             raise unauthenticated("this takes a token: Authorization: Bearer …", error="")
         scheme, _, token = authorization[0].partition(" ")
         if len(authorization) > 1 or scheme.lower() != "bearer":
-            raise unauthenticated("one Authorization header of the scheme Bearer is taken", error="invalid_request")
+            raise unauthenticated(
+                "one Authorization header of the scheme Bearer is taken", error="invalid_request"
+            )
         if len(token) > TOKEN_BYTES:
             raise unauthenticated(f"a token has at most {TOKEN_BYTES} bytes")
         try:
@@ -165,7 +167,9 @@ class Tokens:
         except jwt.ImmatureSignatureError:
             raise unauthenticated("the token is not valid yet") from None
         except (jwt.InvalidIssuerError, jwt.InvalidAudienceError, jwt.MissingRequiredClaimError):
-            raise unauthenticated("the token is not for this service, or lacks a claim that it needs") from None
+            raise unauthenticated(
+                "the token is not for this service, or lacks a claim that it needs"
+            ) from None
         except Problem:
             raise
         except Exception:
@@ -175,7 +179,11 @@ class Tokens:
     async def _claims(self, token: str) -> dict[str, Any]:
         header = jwt.get_unverified_header(token)
         kid = header.get("kid")
-        if "crit" in header or not (kid is None or isinstance(kid, str)) or header.get("b64", True) is not True:
+        if (
+            "crit" in header
+            or not (kid is None or isinstance(kid, str))
+            or header.get("b64", True) is not True
+        ):
             raise jwt.InvalidTokenError
         key = await self._key(header.get("alg"), kid)
         if key is None:

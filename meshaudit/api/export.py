@@ -54,14 +54,19 @@ class ExportQuery(FilterQuery):
             "description": "The entries.",
             "content": {
                 "text/csv": {"schema": {"type": "string"}, "example": ",".join(COLUMNS) + "\n"},
-                "application/jsonl": {"schema": {"type": "string"}, "example": '{"id": 6, "secret_id": "…"}\n'},
+                "application/jsonl": {
+                    "schema": {"type": "string"},
+                    "example": '{"id": 6, "secret_id": "…"}\n',
+                },
             },
         },
         **problems(400, 401, 403, 429, 503),
     },
     dependencies=[Depends(single)],
 )
-async def export(request: Request, query: Annotated[ExportQuery, Query()], caller: Who, parts: Parts) -> Response:
+async def export(
+    request: Request, query: Annotated[ExportQuery, Query()], caller: Who, parts: Parts
+) -> Response:
     form = query.format or "csv"
     if form not in _MEDIA:
         raise bad_parameter("format", "format must be csv or jsonl")

@@ -114,7 +114,9 @@ class Gate:
             if not self._believed:
                 # Otherwise everybody would count as the login, and see what that may see.
                 hint = "add the server's login to the setting gateway_roles: meshaudit.set_setting()"
-                raise unavailable("not-a-gateway", "the database does not believe this server's claims", 60, hint)
+                raise unavailable(
+                    "not-a-gateway", "the database does not believe this server's claims", 60, hint
+                )
 
     def _headers(self, request: Request) -> dict[str, str]:
         """What the database is told of the request's headers."""

@@ -67,7 +67,9 @@ async def readyz(parts: Parts) -> Response:
     responses={
         200: {
             "description": "The numbers.",
-            "content": {"text/plain": {"schema": {"type": "string"}, "example": "meshaudit_partitions_ahead 3.0\n"}},
+            "content": {
+                "text/plain": {"schema": {"type": "string"}, "example": "meshaudit_partitions_ahead 3.0\n"}
+            },
         },
         **problems(400, 401, 403, 503),
     },
@@ -76,7 +78,9 @@ async def readyz(parts: Parts) -> Response:
 )
 async def metrics(request: Request, caller: Who, parts: Parts) -> Response:
     async with parts.gate.acting(caller, request) as conn:
-        rows = await (await conn.execute("select m.name, m.labels, m.value from meshaudit.metrics() m")).fetchall()
+        rows = await (
+            await conn.execute("select m.name, m.labels, m.value from meshaudit.metrics() m")
+        ).fetchall()
     parts.metrics.open("streams", parts.streams.open)
     parts.metrics.open("exports", parts.exports.open)
     return Response(parts.metrics.page(rows), media_type=CONTENT_TYPE)

@@ -106,7 +106,9 @@ class Limits:
         if self._hosts and headers.get("host", [""])[0].rpartition(":")[0].strip("[]") not in self._hosts:
             if headers.get("host", [""])[0] not in self._hosts:
                 # Without authentication, a page that a browser shows must not reach this by a name of its own.
-                return Problem(421, "misdirected", "without authentication this answers only to the name of loopback")
+                return Problem(
+                    421, "misdirected", "without authentication this answers only to the name of loopback"
+                )
         if size > HEADER_BYTES:
             return Problem(431, "too-large", f"the headers have more than {HEADER_BYTES} bytes")
         if len(scope["query_string"]) > QUERY_BYTES:

@@ -34,7 +34,9 @@ _ONE = sql.SQL("select {shown} from meshaudit.audit_logs l where l.id = %(id)s")
     responses=problems(400, 401, 403, 429, 503),
     dependencies=[Depends(single)],
 )
-async def search(request: Request, query: Annotated[PageQuery, Query()], caller: Who, parts: Parts) -> Response:
+async def search(
+    request: Request, query: Annotated[PageQuery, Query()], caller: Who, parts: Parts
+) -> Response:
     after, size = query.page()
     wanted = query.filters()
     named = {name: getattr(wanted, name) for name in wanted.__slots__}

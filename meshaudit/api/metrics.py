@@ -74,6 +74,8 @@ class _Rows(Collector):
             counted = row["name"].endswith("_total")
             name, labels = row["name"].removesuffix("_total"), dict(row["labels"])
             made = CounterMetricFamily if counted else GaugeMetricFamily
-            family = families.setdefault(name, made(name, _HELP.get(name, name), labels=tuple(sorted(labels))))
+            family = families.setdefault(
+                name, made(name, _HELP.get(name, name), labels=tuple(sorted(labels)))
+            )
             family.add_metric([str(labels[key]) for key in sorted(labels)], row["value"])
         yield from families.values()

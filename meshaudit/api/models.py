@@ -59,7 +59,9 @@ class Entry(BaseModel):
     lane: int = Field(description="The chain that the entry is in.")
     seq: int = Field(description="Place in the lane.")
     prev_hash: str = Field(description="hash of the entry before it in the lane, in hex.", pattern=_HASH)
-    hash: str = Field(description="SHA-256 of prev_hash and the entry's canonical bytes, in hex.", pattern=_HASH)
+    hash: str = Field(
+        description="SHA-256 of prev_hash and the entry's canonical bytes, in hex.", pattern=_HASH
+    )
 
 
 class Page(BaseModel):

@@ -40,7 +40,9 @@ class FilterQuery(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    secret_id: Annotated[str | None, _text("Accesses to this secret.", "44e60559-bcd6-440d-8d99-6396399f27f9")]
+    secret_id: Annotated[
+        str | None, _text("Accesses to this secret.", "44e60559-bcd6-440d-8d99-6396399f27f9")
+    ]
     date_range: Annotated[
         str | None,
         _text(
@@ -51,14 +53,18 @@ class FilterQuery(BaseModel):
             "2026-11-01/P1M",
         ),
     ]
-    from_: Annotated[str | None, _text("At this time or later, in ISO 8601.", "2026-11-24T10:00:00Z", alias="from")]
+    from_: Annotated[
+        str | None, _text("At this time or later, in ISO 8601.", "2026-11-24T10:00:00Z", alias="from")
+    ]
     to: Annotated[str | None, _text("Before this time, in ISO 8601.", "2026-11-25")]
     user_identity: Annotated[str | None, _text("By this login or JWT subject.", "billing")]
     access_type: Annotated[str | None, _text("read or write.", "read")]
     operation: Annotated[str | None, _text("read, create, update or delete.", "update")]
     outcome: Annotated[str | None, _text("granted, denied or rolled_back.", "denied")]
     scope: Annotated[str | None, _text("In this tenant or project.", "payments")]
-    ip: Annotated[str | None, _text("From this address or network.", "10.0.0.7", "10.0.0.0/8", "2001:db8::/32")]
+    ip: Annotated[
+        str | None, _text("From this address or network.", "10.0.0.7", "10.0.0.0/8", "2001:db8::/32")
+    ]
 
     def filters(self) -> Filters:
         """As the search takes them."""
@@ -122,7 +128,9 @@ def _ends(given: dict[str, Any]) -> tuple[datetime | None, datetime | None]:
     else:
         start, end, name = _time("from", given["from_"]), _time("to", given["to"]), "to"
     if start is not None and end is not None and start >= end:
-        raise bad_parameter(name, f"{name}: the range ends before it begins, or is empty", "START <= timestamp < END")
+        raise bad_parameter(
+            name, f"{name}: the range ends before it begins, or is empty", "START <= timestamp < END"
+        )
     return start, end
 
 
@@ -156,7 +164,9 @@ def _with_duration(start: str, end: str) -> tuple[datetime, datetime]:
 def _shift(moment: datetime, duration: str, sign: int) -> datetime:
     found = _DURATION.fullmatch(duration)
     if found is None:
-        raise bad_parameter("date_range", f"date_range: {duration!r} is not a duration", "such as P1M, P7D or PT2H30M")
+        raise bad_parameter(
+            "date_range", f"date_range: {duration!r} is not a duration", "such as P1M, P7D or PT2H30M"
+        )
     years, months, weeks, days, hours, minutes, seconds = (sign * int(n or 0) for n in found.groups())
     month = moment.year * 12 + moment.month - 1 + years * 12 + months
     year, month = divmod(month, 12)

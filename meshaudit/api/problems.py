@@ -96,14 +96,21 @@ def of_database(exc: Exception) -> Problem:
             return Problem(400, "bad-parameter", message, hint)
         case "42501":
             return forbidden(
-                "the token's role may not do this", "it takes membership in meshaudit_auditor: meshaudit.grant_auditor()"
+                "the token's role may not do this",
+                "it takes membership in meshaudit_auditor: meshaudit.grant_auditor()",
             )
         case "57014":
-            return unavailable("timeout", "the search took too long and was stopped", 5, "narrow the range of time")
+            return unavailable(
+                "timeout", "the search took too long and was stopped", 5, "narrow the range of time"
+            )
         case "MA002" | "25006":
-            return unavailable("cannot-record", "reading the log is recorded, and this cannot be recorded now", 5)
+            return unavailable(
+                "cannot-record", "reading the log is recorded, and this cannot be recorded now", 5
+            )
         case "42P01" | "42883" | "3F000" | "42704":
-            return unavailable("not-migrated", "this database's meshaudit is missing or older", 60, "meshaudit migrate")
+            return unavailable(
+                "not-migrated", "this database's meshaudit is missing or older", 60, "meshaudit migrate"
+            )
     if state is None or state[:2] in ("08", "53", "57", "40", "55"):
         _log.warning("database: %s", " ".join(str(exc).split()))
         return unavailable("database", "the database does not answer as it should", 5)
@@ -147,5 +154,7 @@ def _invalid(exc: RequestValidationError) -> Problem:
     place = [str(part) for part in first["loc"]]
     name = place[-1] if len(place) > 1 else ""
     if first["type"] == "extra_forbidden":
-        return bad_parameter(name, f"there is no parameter {name!r}", "the OpenAPI document lists them: /openapi.json")
+        return bad_parameter(
+            name, f"there is no parameter {name!r}", "the OpenAPI document lists them: /openapi.json"
+        )
     return bad_parameter(name, f"{name}: {first['msg']}")

@@ -39,9 +39,13 @@ def matching(wanted: Filters) -> sql.Composable:
         if (value := getattr(wanted, name)) is not None
     ]
     if wanted.from_time is not None:
-        tests.append(sql.SQL('l."timestamp" >= {}::timestamptz').format(sql.Literal(wanted.from_time.isoformat())))
+        tests.append(
+            sql.SQL('l."timestamp" >= {}::timestamptz').format(sql.Literal(wanted.from_time.isoformat()))
+        )
     if wanted.to_time is not None:
-        tests.append(sql.SQL('l."timestamp" < {}::timestamptz').format(sql.Literal(wanted.to_time.isoformat())))
+        tests.append(
+            sql.SQL('l."timestamp" < {}::timestamptz').format(sql.Literal(wanted.to_time.isoformat()))
+        )
     if wanted.ip is not None:
         tests.append(sql.SQL("l.ip_address <<= {}::inet").format(sql.Literal(wanted.ip)))
     return sql.SQL(" and ").join(tests)

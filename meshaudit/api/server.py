@@ -42,13 +42,17 @@ def bind(host: str, port: int) -> socket.socket:
         listening.listen(1024)
     except (OSError, OverflowError) as exc:
         said = getattr(exc, "strerror", None) or str(exc)
-        raise MeshauditError(f"cannot listen on {host} port {port}: {said}", "choose another --host or --port") from exc
+        raise MeshauditError(
+            f"cannot listen on {host} port {port}: {said}", "choose another --host or --port"
+        ) from exc
     return listening
 
 
 def run(settings: Settings, listening: socket.socket) -> None:
     """Serve until SIGTERM or SIGINT."""
-    logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    logging.basicConfig(
+        stream=sys.stderr, level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s"
+    )
     application, app = create(settings)
     parts: Context = app.state.context
     parts.tokens.load()

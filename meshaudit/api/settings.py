@@ -38,11 +38,13 @@ class Settings:
     def __post_init__(self) -> None:
         if self.jwt_secret is not None and len(self.jwt_secret.encode()) < SECRET_BYTES:
             raise BadArgument(
-                f"MESHAUDIT_JWT_SECRET is shorter than {SECRET_BYTES} bytes", "make one with: openssl rand -hex 32"
+                f"MESHAUDIT_JWT_SECRET is shorter than {SECRET_BYTES} bytes",
+                "make one with: openssl rand -hex 32",
             )
         if self.jwt_secret is not None and self.jwt_secret.lstrip().startswith("-----BEGIN"):
             raise BadArgument(
-                "MESHAUDIT_JWT_SECRET is a PEM file, and no secret", "give public keys as a JWK set: MESHAUDIT_JWKS"
+                "MESHAUDIT_JWT_SECRET is a PEM file, and no secret",
+                "give public keys as a JWK set: MESHAUDIT_JWKS",
             )
         for origin in self.cors_origins:
             if not re.fullmatch(r"https?://[^/*\s]+", origin):

@@ -61,7 +61,10 @@ class _Subscriber:
     async def look(self) -> tuple[list[dict[str, Any]], bool]:
         """What has come, and whether there is more."""
         statement = _LOOK.format(
-            shown=shown(fed=True), after=sql.Literal(self.position), matching=self.where, batch=sql.Literal(_BATCH)
+            shown=shown(fed=True),
+            after=sql.Literal(self.position),
+            matching=self.where,
+            batch=sql.Literal(_BATCH),
         )
         async with self.parts.reading, self.parts.gate.acting(self.caller, self.request) as conn:
             rows = await (await conn.execute(statement)).fetchall()

@@ -21,6 +21,9 @@ def instrument(app: FastAPI) -> None:
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
     # A stream would be a span for each chunk that is sent.
     FastAPIInstrumentor.instrument_app(
-        app, tracer_provider=provider, excluded_urls="healthz,readyz,metrics", exclude_spans=["send", "receive"]
+        app,
+        tracer_provider=provider,
+        excluded_urls="healthz,readyz,metrics",
+        exclude_spans=["send", "receive"],
     )
     app.state.tracer_provider = provider

@@ -47,7 +47,9 @@ def serve(
     ] = 3600.0,
     max_requests: Annotated[int, typer.Option("--max-requests", min=1, help="Requests at a time.")] = 64,
     max_streams: Annotated[int, typer.Option("--max-streams", min=1, help="Streams at a time.")] = 100,
-    otel: Annotated[bool, typer.Option("--otel", help="Send OpenTelemetry traces; OTEL_* says where.")] = False,
+    otel: Annotated[
+        bool, typer.Option("--otel", help="Send OpenTelemetry traces; OTEL_* says where.")
+    ] = False,
     database: Dsn = None,
 ) -> None:
     """Serve the audit log over HTTP; tokens are checked by MESHAUDIT_JWT_SECRET or MESHAUDIT_JWKS."""
@@ -102,7 +104,11 @@ def _check_login(given: str, *, authenticated: bool) -> str:
         raise NotMigrated()
     power = next((what for what in ("rolsuper", "rolbypassrls", "owner") if row[what]), None)
     if authenticated and power:
-        what = {"rolsuper": "is a superuser", "rolbypassrls": "bypasses row security", "owner": "owns the log"}[power]
+        what = {
+            "rolsuper": "is a superuser",
+            "rolbypassrls": "bypasses row security",
+            "owner": "owns the log",
+        }[power]
         raise BadArgument(
             f"the login {row['name']} {what}: the server must have no power of its own",
             "connect as a gateway login, such as PostgREST's authenticator: create role … login noinherit",
