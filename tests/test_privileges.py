@@ -25,6 +25,8 @@ FUNCTIONS = {
     "checkpoint": {AUDITOR, OPERATOR},
     "status": {AUDITOR, OPERATOR},
     "get_setting": {AUDITOR, OPERATOR},
+    "is_gateway": {AUDITOR, OPERATOR},
+    "metrics": {AUDITOR, OPERATOR},
     "schema_version": {CLIENT, AUDITOR, OPERATOR},
     "maintain": {OPERATOR},
     "arm_journal": {OPERATOR},
@@ -60,6 +62,7 @@ PRIVATE_FUNCTIONS = {
     "verify": {AUDITOR, OPERATOR},
     "checkpoint": {AUDITOR, OPERATOR},
     "status": {AUDITOR, OPERATOR},
+    "metrics": {AUDITOR, OPERATOR},
     # what seal(), arm_journal() and disarm_journal(), which touch the slot as their caller, are made of
     **{key: {OPERATOR} for key in OF_THE_SEALER},
 }

@@ -5,7 +5,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 _HASH = "^[0-9a-f]{64}$"
-_EXAMPLE = {
+_EXAMPLE: dict[str, Any] = {
     "id": 6,
     "secret_id": "44e60559-bcd6-440d-8d99-6396399f27f9",
     "access_type": "read",

@@ -9,7 +9,7 @@ from meshaudit.queries import COLUMNS, Filters
 
 _SHOWN: dict[str, LiteralString] = {
     "timestamp": """pg_catalog.to_char(l."timestamp" at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')""",
-    "ip_address": "l.ip_address::text",
+    "ip_address": "pg_catalog.abbrev(l.ip_address)",
     "access_id": "l.access_id::text",
     "prev_hash": "pg_catalog.encode(l.prev_hash, 'hex')",
     "hash": "pg_catalog.encode(l.hash, 'hex')",
