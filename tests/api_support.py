@@ -18,7 +18,7 @@ import psycopg
 from tests.cli_support import PROGRAM, environment
 from tests.support import Db
 
-SECRET = "a secret of the tests, long enough for HS256"
+SECRET = "a secret of the tests, long enough for every HS there is, 512 included"
 
 
 def b64(data: bytes) -> str:

@@ -1,8 +1,11 @@
 """Tokens that must not be believed: every one gets 401. And what the program refuses before it serves."""
 
 import base64
+import hashlib
+import hmac
 import json
 import socket
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -74,9 +77,6 @@ def _hs(secret: str = SECRET, header: dict[str, Any] | None = None, **more: Any)
 
 
 def _with_payload(text: str) -> str:
-    import hashlib
-    import hmac
-
     signed = f"{b64(json.dumps({'alg': 'HS256'}).encode())}.{b64(text.encode())}"
     return f"{signed}.{b64(hmac.new(SECRET.encode(), signed.encode(), hashlib.sha256).digest())}"
 
@@ -136,14 +136,17 @@ def _attacks() -> Iterator[tuple[str, str]]:
     yield "encrypted", "a.b.c.d.e"
 
 
-@pytest.mark.parametrize(
-    ("name", "attack"), [pytest.param(n, a, id=n.encode("ascii", "replace").decode()) for n, a in _attacks()]
-)
-def test_it_is_refused(api: Api, name: str, attack: str) -> None:
-    for path in ("/api/audit-logs", "/api/audit-logs/stream"):
-        answer = api.client.get(path, headers={"Authorization": f"Bearer {attack}"})
-        assert problem(answer, 401), name
-        assert answer.headers["www-authenticate"].startswith("Bearer ")
+@pytest.mark.filterwarnings("ignore::jwt.warnings.InsecureKeyLengthWarning")
+def test_no_false_token_is_taken(api: Api) -> None:
+    taken = []
+    for name, attack in _attacks():
+        for path in ("/api/audit-logs", "/api/audit-logs/stream"):
+            answer = api.client.get(path, headers={"Authorization": f"Bearer {attack}"})
+            if answer.status_code != 401 or not answer.headers["www-authenticate"].startswith("Bearer "):
+                taken.append((name, answer.status_code))
+            else:
+                problem(answer, 401)
+    assert not taken
 
 
 def test_every_route_asks_for_a_token(api: Api) -> None:
@@ -210,11 +213,8 @@ def test_what_the_program_refuses(auth_db: Db, tmp_path: Path) -> None:
         assert "cannot listen on 127.0.0.1" in said
 
 
-def test_without_the_extra_it_says_what_to_install(tmp_path: Path) -> None:
-    (tmp_path / "fastapi.py").write_text("raise ImportError(name='fastapi')\n")
+def test_without_the_extra_it_says_what_to_install() -> None:
     blocked = "import sys; sys.modules['fastapi'] = None; from meshaudit.cli import main; main()"
-    import subprocess
-
     done = subprocess.run([sys.executable, "-c", blocked, "serve"], capture_output=True, text=True)
     assert done.returncode == 2
     assert 'pip install "meshaudit[api]"' in done.stderr
