@@ -18,7 +18,7 @@ MEDIA_TYPE = "application/problem+json"
 _log = logging.getLogger("meshaudit.api")
 
 
-@dataclass
+@dataclass(eq=False)
 class Problem(Exception):
     """An answer that is an error. `kind` names it in its type, urn:meshaudit:problem:KIND."""
 
