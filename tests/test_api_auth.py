@@ -142,7 +142,8 @@ def test_no_false_token_is_taken(api: Api) -> None:
     for name, attack in _attacks():
         for path in ("/api/audit-logs", "/api/audit-logs/stream"):
             answer = api.client.send(
-                api.client.build_request("GET", path, headers={"Authorization": f"Bearer {attack}"}), stream=True
+                api.client.build_request("GET", path, headers={"Authorization": f"Bearer {attack}"}),
+                stream=True,
             )
             # Only what is refused has an end.
             if answer.status_code != 401 or not answer.headers["www-authenticate"].startswith("Bearer "):

@@ -221,4 +221,3 @@ def _sealer(server: Server) -> "subprocess.Popen[bytes]":
         env=environment({"MESHAUDIT_DSN": server.dsn()}),
         stderr=subprocess.DEVNULL,
     )
-

@@ -41,6 +41,12 @@ left join lateral (
 ) e on true
 order by e.feed_id
 """)
+_EVENT = {
+    "type": "object",
+    "description": "One event; data is JSON.",
+    "properties": {name: {"type": "string"} for name in ("id", "event", "data")}
+    | {"retry": {"type": "integer"}},
+}
 _NEWEST = "select newest from meshaudit.feed_range()"
 
 
@@ -95,7 +101,7 @@ class _Subscriber:
             "description": "Events, until the client goes.",
             "content": {
                 "text/event-stream": {
-                    "schema": {"type": "string"},
+                    "schema": _EVENT,
                     "example": 'event: entry\nid: 42\ndata: {"id": 6, "secret_id": "…"}\n\n',
                 }
             },
