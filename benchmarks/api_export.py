@@ -1,6 +1,7 @@
 """The memory that an export takes, by the number of entries: `make bench-api`, for a million.
 
-The entries are written past the access path, in one statement and without chains: how they came about does not matter to
+The entries are written past the access path, in one statement and without chains: how they came about does
+not matter to
 who reads them.
 """
 
@@ -18,7 +19,8 @@ _FILL = """
 alter table meshaudit_private.ledger disable trigger user;
 insert into meshaudit_private.ledger
   (secret_id, operation, outcome, secret_table, scope, application_name, lane, seq, prev_hash, hash)
-select gen_random_uuid()::text, 'read', 'granted', 'meshaudit.secrets', 'tenant-' || n % 10, 'a service', 1, n,
+select gen_random_uuid()::text, 'read', 'granted', 'meshaudit.secrets', 'tenant-' || n % 10, 'a service',
+1, n,
   sha256(n::text::bytea), sha256((n + 1)::text::bytea)
 from generate_series(1, {number}) n;
 alter table meshaudit_private.ledger enable always trigger append_only;
@@ -66,7 +68,8 @@ def main() -> None:
                 lines, size, seconds = export(api, bearer("reader"), form)
                 assert lines >= number, lines
                 print(
-                    f"{form}: {lines:,} lines, {size >> 20} MB in {seconds:.1f} s; {api.memory() >> 20} MB resident at most"
+                    f"{form}: {lines:,} lines, {size >> 20} MB in {seconds:.1f} s; {api.memory() >> 20}"
+                    f" MB resident at most"
                 )
             assert api.memory() < BOUND, api.memory()
         finally:

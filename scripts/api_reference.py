@@ -11,7 +11,8 @@ HEAD = """\
 <!-- Generated from the OpenAPI document by `make generate`; do not edit. -->
 
 `meshaudit serve` serves it: the document at `/openapi.json`, a page to try it at `/docs`. {about}
-A token is a JWT in `Authorization: Bearer …`, with `exp`, `role` (a database role that the server's login may take) and
+A token is a JWT in `Authorization: Bearer …`, with `exp`, `role` (a database role that the server's login
+may take) and
 `sub` (who it is for). {scheme}
 """
 

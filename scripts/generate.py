@@ -18,7 +18,7 @@ from pathlib import Path
 from meshaudit import schema, version
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-import api_reference  # noqa: E402
+import api_reference
 
 ROOT = Path(__file__).resolve().parent.parent
 MIGRATIONS = ROOT / "migrations"

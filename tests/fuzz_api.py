@@ -1,6 +1,7 @@
 """schemathesis against the served OpenAPI document: requests that it allows, and that it forbids.
 
-`make fuzz-api` takes some minutes; the test has a short version. Streams are told to end soon: a reader of HTTP waits for
+`make fuzz-api` takes some minutes; the test has a short version. Streams are told to end soon: a reader of
+HTTP waits for
 an answer's end.
 """
 
@@ -18,7 +19,8 @@ from meshaudit.server import Server
 from tests.api_support import SECRET, Api, bearer
 from tests.cli_support import ok
 
-# Its own rules that the document cannot say: from < to; date_range excludes from and to; times and addresses exist.
+# Its own rules that the document cannot say: from < to; date_range excludes from and to; times and
+# addresses exist.
 _LEFT_OUT = ("positive_data_acceptance", "negative_data_rejection")
 _EXAMPLES = 200
 
@@ -34,7 +36,7 @@ def fuzz(api: Api, subject: str, examples: int) -> list[str]:
     schema = schemathesis.openapi.from_url(f"{api.url}/openapi.json")
     asked = []
     for result in schema.get_all_operations():
-        operation = result.ok()
+        operation: Any = result.ok()  # type: ignore[union-attr]
         _ask(operation, bearer(subject), examples)
         asked.append(operation.label)
     return asked

@@ -36,7 +36,8 @@ _START = 'SwaggerUIBundle({url: "openapi.json", dom_id: "#swagger-ui", deepLinki
 _ABOUT = """\
 Who read or changed which secret, when and from where.
 
-Each request runs in the database as the token's role with the token's claims, and row security decides what it shows.
+Each request runs in the database as the token's role with the token's claims, and row security decides
+what it shows.
 Errors are problem documents (RFC 9457).
 """
 

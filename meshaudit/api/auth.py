@@ -1,10 +1,13 @@
 """Tokens: from an Authorization header to a caller.
 
 Invariants
-  * a key has one algorithm, its own; the token's header chooses among keys, never what is done with one: a secret checks
-    HS256 and nothing else, an RSA key RS256, a P-256 key ES256. Keys in the header (jwk, jku, x5c, x5u) are not looked at;
+  * a key has one algorithm, its own; the token's header chooses among keys, never what is done with one: a
+    secret checks
+    HS256 and nothing else, an RSA key RS256, a P-256 key ES256. Keys in the header (jwk, jku, x5c, x5u)
+    are not looked at;
   * whatever is wrong with a token, the answer is 401, and the same for all that concerns keys and signatures;
-  * what reaches the database is JSON that it can read: claims that it would read differently, or not at all, are refused,
+  * what reaches the database is JSON that it can read: claims that it would read differently, or not at
+    all, are refused,
     because there a caller without a subject would count as the login.
 """
 
@@ -37,7 +40,8 @@ _log = logging.getLogger("meshaudit.api")
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who asks, as the token says. `role` None: no authentication is configured, and the login itself asks."""
+    """Who asks, as the token says. `role` None: no authentication is configured, and the login itself
+    asks."""
 
     subject: str
     role: str | None

@@ -1,7 +1,9 @@
 """Exports: all that matches, of one snapshot, as the database writes it.
 
-The database makes the text and COPY carries it, so that a row costs this server next to nothing and memory holds a few
-chunks, whatever the number of rows. An export that breaks off ends without the last chunk: to a client it is an error,
+The database makes the text and COPY carries it, so that a row costs this server next to nothing and memory
+holds a few
+chunks, whatever the number of rows. An export that breaks off ends without the last chunk: to a client it
+is an error,
 never a shorter log.
 """
 
@@ -45,7 +47,8 @@ class ExportQuery(FilterQuery):
 @router.get(
     "/api/audit-logs/export",
     summary="Export the audit log",
-    description="All entries that the caller may see and that pass all filters, newest first, as of one moment. Of any"
+    description="All entries that the caller may see and that pass all filters, newest first, as of one"
+    " moment. Of any"
     " size: it is streamed. An answer that ends before its last chunk is not complete.",
     operation_id="exportAuditLogs",
     response_class=StreamingResponse,
@@ -88,7 +91,8 @@ async def _write(
             buffer = bytearray(",".join(COLUMNS).encode() + b"\n" if form == "csv" else b"")
             async with cursor.copy(statement) as copy:
                 async for row in copy:
-                    # JSON has no raw control characters, so that COPY doubles backslashes and escapes nothing else.
+                    # JSON has no raw control characters, so that COPY doubles backslashes and escapes
+                    # nothing else.
                     buffer += row if form == "csv" else bytes(row).replace(b"\\\\", b"\\")
                     if len(buffer) >= _CHUNK:
                         yield bytes(buffer)

@@ -1,10 +1,13 @@
 """From a caller to a transaction in its name.
 
-As PostgREST does it: the server logs in as a gateway role and, in each transaction, becomes the token's role with its
-claims, for that transaction only. Which roles a token may name is what the login may SET ROLE to, less whatever would be
+As PostgREST does it: the server logs in as a gateway role and, in each transaction, becomes the token's
+role with its
+claims, for that transaction only. Which roles a token may name is what the login may SET ROLE to, less
+whatever would be
 stronger than row security: superusers and the log's owner.
 
-The client's address is the one fact that this server adds. What a client writes into address headers counts only if it
+The client's address is the one fact that this server adds. What a client writes into address headers
+counts only if it
 is a trusted proxy; else they are dropped, and the peer's address takes their place.
 """
 
@@ -67,7 +70,8 @@ class Gate:
             kwargs={
                 "autocommit": True,
                 "row_factory": dict_row,
-                # Poolers hand each transaction to another server, which knows none of our prepared statements.
+                # Poolers hand each transaction to another server, which knows none of our prepared
+                # statements.
                 "prepare_threshold": None,
                 "connect_timeout": 10,
                 "keepalives_idle": 10,

@@ -1,4 +1,5 @@
-"""Health: of the log, to who may know; of the server, to whoever watches over it; and numbers for Prometheus."""
+"""Health: of the log, to who may know; of the server, to whoever watches over it; and numbers for
+Prometheus."""
 
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import JSONResponse, Response
@@ -15,7 +16,8 @@ router = APIRouter(tags=["health"])
 @router.get(
     "/api/status",
     summary="Health of the log",
-    description="What `meshaudit status` prints: one line a check. For who may see the whole log, and for operators.",
+    description="What `meshaudit status` prints: one line a check. For who may see the whole log, and"
+    " for operators.",
     operation_id="getStatus",
     response_model=Status,
     responses=problems(400, 401, 403, 429, 503),
@@ -61,7 +63,8 @@ async def readyz(parts: Parts) -> Response:
 @router.get(
     "/metrics",
     summary="Numbers for Prometheus",
-    description="Of the log and of this server, in Prometheus's text format. For who may see the whole log, and for"
+    description="Of the log and of this server, in Prometheus's text format. For who may see the whole"
+    " log, and for"
     " operators: give the scraper a token of its own.",
     operation_id="getMetrics",
     responses={

@@ -1,6 +1,7 @@
 """How much a client may send, how much may be open at once, and the headers that every answer has.
 
-Pure ASGI, outside of the framework, so that nothing gets past it: a request that is too large or too many is answered
+Pure ASGI, outside of the framework, so that nothing gets past it: a request that is too large or too many
+is answered
 before anything of it is looked at.
 """
 
@@ -27,7 +28,8 @@ _SECURITY = {
     "referrer-policy": "no-referrer",
     "cross-origin-resource-policy": "same-origin",
     "cache-control": "no-store",
-    "content-security-policy": "default-src 'none'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'",
+    "content-security-policy": "default-src 'none'; frame-ancestors 'none'; base-uri 'none';"
+    " form-action 'none'",
 }
 # The documentation's page has a script and a style of its own, and asks this server alone.
 _DOCS_POLICY = (
@@ -103,12 +105,10 @@ class Limits:
         body = headers.get("content-length", ["0"])[0]
         # Streams have limits of their own, and the health of a busy server must still be told.
         limited = scope["path"].startswith("/api/") and scope["path"] != "/api/audit-logs/stream"
-        if self._hosts and headers.get("host", [""])[0].rpartition(":")[0].strip("[]") not in self._hosts:
-            if headers.get("host", [""])[0] not in self._hosts:
-                # Without authentication, a page that a browser shows must not reach this by a name of its own.
-                return Problem(
-                    421, "misdirected", "without authentication this answers only to the name of loopback"
-                )
+        host = headers.get("host", [""])[0]
+        if self._hosts and not self._hosts & {host, host.rpartition(":")[0].strip("[]")}:
+            # Without authentication, a page that a browser shows must not reach this by a name of its own.
+            return Problem(421, "misdirected", "without authentication this answers only to loopback's names")
         if size > HEADER_BYTES:
             return Problem(431, "too-large", f"the headers have more than {HEADER_BYTES} bytes")
         if len(scope["query_string"]) > QUERY_BYTES:

@@ -1,6 +1,7 @@
 """One connection that hears of new events of the feed, for all streams of a server.
 
-A notification is only a hint to look: streams also look by themselves now and then, so that a connection that is lost, or
+A notification is only a hint to look: streams also look by themselves now and then, so that a connection
+that is lost, or
 a pooler that does not pass notifications on, costs time and no event.
 """
 

@@ -1,6 +1,7 @@
 """What a query string says, checked: each refusal names its parameter.
 
-An empty parameter is none, as an empty field of a form is. One that is given twice, or that there is not, is refused:
+An empty parameter is none, as an empty field of a form is. One that is given twice, or that there is not,
+is refused:
 whoever searches an audit log must not be shown less, or more, than asked for.
 """
 
@@ -46,7 +47,8 @@ class FilterQuery(BaseModel):
     date_range: Annotated[
         str | None,
         _text(
-            "A range of time in ISO 8601, START/END: START <= timestamp < END. Either end may be open (`..` or nothing)"
+            "A range of time in ISO 8601, START/END: START <= timestamp < END. Either end may be open"
+            " (`..` or nothing)"
             " or a duration. A time without an offset is UTC; a date is its midnight.",
             "2026-11-01/2026-12-01",
             "2026-11-24T10:00:00Z/..",

@@ -1,4 +1,5 @@
-"""What goes wrong, as RFC 9457 problem documents. A problem tells what the caller did and may do; never what the
+"""What goes wrong, as RFC 9457 problem documents. A problem tells what the caller did and may do; never
+what the
 database holds, or how it is reached."""
 
 import logging

@@ -1,6 +1,8 @@
-"""Answers of any length: what produces one runs in a task of its own, a few chunks ahead of what the client has taken.
+"""Answers of any length: what produces one runs in a task of its own, a few chunks ahead of what the
+client has taken.
 
-So a client that goes away ends the producer by one plain cancellation, in which it can give back its connection; and what
+So a client that goes away ends the producer by one plain cancellation, in which it can give back its
+connection; and what
 fails before the first chunk is still an error with a status of its own.
 """
 

@@ -1,4 +1,5 @@
-"""Entries as the API shows them: one list of columns for pages, exports and the stream, and the filters where the search
+"""Entries as the API shows them: one list of columns for pages, exports and the stream, and the filters
+where the search
 function is not what is asked."""
 
 from typing import LiteralString
@@ -30,7 +31,8 @@ def shown(*, fed: bool = False) -> sql.Composable:
 
 
 def matching(wanted: Filters) -> sql.Composable:
-    """The conditions on `l` that search_audit_logs() would apply; values are quoted here, since COPY takes no parameters."""
+    """The conditions on `l` that search_audit_logs() would apply; values are quoted here, since COPY takes
+    no parameters."""
     tests: list[sql.Composable] = [sql.SQL("true")]
     equal = ("secret_id", "user_identity", "access_type", "operation", "outcome", "scope")
     tests += [

@@ -1,11 +1,14 @@
 """The stream: entries as they become visible, by server-sent events.
 
 Invariants
-  * an event's id is its feed_id, which is given in the order of visibility: to go on behind the last id seen misses nothing
+  * an event's id is its feed_id, which is given in the order of visibility: to go on behind the last id
+    seen misses nothing
     and repeats nothing, whatever was restarted meanwhile;
-  * what a subscriber gets is what it may read itself: each look at the feed is a transaction in its name, so that a grant
+  * what a subscriber gets is what it may read itself: each look at the feed is a transaction in its name,
+    so that a grant
     that is taken back ends it, and so does the token's end;
-  * where nothing passes the filters the id still moves on, so that a quiet subscriber does not fall behind the feed's end.
+  * where nothing passes the filters the id still moves on, so that a quiet subscriber does not fall behind
+    the feed's end.
 """
 
 import asyncio
@@ -79,7 +82,8 @@ class _Subscriber:
         if self.position + 1 < first or self.position > newest:
             raise gone(
                 f"the feed holds the events {first} to {newest}, and {self.position} is not followed by them",
-                "search for what is missing with GET /api/audit-logs, and start a stream without Last-Event-ID",
+                "search for what is missing with GET /api/audit-logs, and start a stream without"
+                " Last-Event-ID",
             )
         events = [row for row in rows if row["feed_id"] is not None]
         full = len(events) == _BATCH
@@ -90,9 +94,12 @@ class _Subscriber:
 @router.get(
     "/api/audit-logs/stream",
     summary="Follow the audit log",
-    description="New entries that the caller may see and that pass all filters, as server-sent events, in the order in"
-    " which they become visible. An event's id is its place: sent back as Last-Event-ID it goes on behind it, without a"
-    " gap and without a repetition. Events: `entry` (as in a search, without prev_hash), `alert`, and `end`, which says"
+    description="New entries that the caller may see and that pass all filters, as server-sent events,"
+    " in the order in"
+    " which they become visible. An event's id is its place: sent back as Last-Event-ID it goes on"
+    " behind it, without a"
+    " gap and without a repetition. Events: `entry` (as in a search, without prev_hash), `alert`, and"
+    " `end`, which says"
     " why the server ends the stream. The stream ends when the token does.",
     operation_id="streamAuditLogs",
     response_class=StreamingResponse,

@@ -1,4 +1,5 @@
-"""OpenTelemetry traces, by the maintained instrumentation. Where they go, and under which name, OTEL_* says."""
+"""OpenTelemetry traces, by the maintained instrumentation. Where they go, and under which name, OTEL_*
+says."""
 
 from fastapi import FastAPI
 
