@@ -261,8 +261,8 @@ def test_status_and_metrics(api: Api, api_db: Db) -> None:
         "select count(*) from meshaudit.audit_feed where operation = 'create' and access_type = 'write'"
     ).fetchone()
     assert counted is not None
-    wanted = f'meshaudit_entries_total{{access_type="write",operation="create",outcome="granted"}}
-    {float(counted[0])}'
+    labels = '{access_type="write",operation="create",outcome="granted"}'
+    wanted = f"meshaudit_entries_total{labels} {float(counted[0])}"
     assert wanted in text
     assert "meshaudit_partitions_ahead 3.0" in text
     assert 'meshaudit_api_request_seconds_count{method="GET",route="/api/status",status="200"}' in text
