@@ -233,7 +233,7 @@ def test_the_address_is_the_peers() -> None:
     """What a client writes into address headers is not believed; the database is told the peer's."""
 
     class Request:
-        class client:  # noqa: N801
+        class client:
             host = "192.0.2.9"
 
     sent = Headers(

@@ -6,6 +6,7 @@ before anything of it is looked at.
 """
 
 import asyncio
+import logging
 import time
 import uuid
 from collections import Counter
@@ -17,6 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from meshaudit.api.metrics import Metrics
 from meshaudit.api.problems import Problem, too_many, unavailable
 
+_log = logging.getLogger("meshaudit.api")
 HEADER_BYTES = 16384
 QUERY_BYTES = 8192
 _STALL = 30.0  # seconds that a client may take none of what it asked for
@@ -79,11 +81,12 @@ class Limits:
             return
         headers = _lists(scope)
         request_id = _request_id(headers)
-        begun, status = time.perf_counter(), 500
+        begun, status, started = time.perf_counter(), 500, False
 
         async def guarded(message: Message) -> None:
-            nonlocal status
+            nonlocal status, started
             if message["type"] == "http.response.start":
+                started = True
                 status = message["status"]
                 message["headers"] = _complete(scope["path"], message.get("headers", []), request_id)
             # A client that stops reading would keep a snapshot, or a place among the streams, for ever.
@@ -95,6 +98,14 @@ class Limits:
                 await problem.response()(scope, receive, guarded)
             else:
                 await self._app(scope, receive, guarded)
+        except Exception as exc:
+            # Left unfinished, the answer ends in an error for the client too.
+            _log.error(
+                "%s %s: %s: %s", request_id, scope["path"], type(exc).__name__, " ".join(str(exc).split())
+            )
+            if not started:
+                problem = Problem(500, "internal", "something went wrong; the server's log says what")
+                await problem.response()(scope, receive, guarded)
         finally:
             self._running -= 1
             self._metrics.request(scope, status, time.perf_counter() - begun)

@@ -142,6 +142,10 @@ def install(app: FastAPI) -> None:
         said = detail.get(exc.status_code, str(exc.detail))
         return Problem(exc.status_code, kind, said, headers=exc.headers or {}).response()
 
+    async def internal(_: Request, exc: Exception) -> Response:
+        return Problem(500, "internal", "something went wrong; the server's log says what").response()
+
+    app.add_exception_handler(Exception, internal)
     app.add_exception_handler(Problem, problem)
     app.add_exception_handler(psycopg.Error, database)
     app.add_exception_handler(PoolTimeout, database)
