@@ -16,7 +16,7 @@ import typer
 from typer.core import TyperGroup
 
 from meshaudit import __version__
-from meshaudit.commands import admin, journal, local, log, migrations, options, proof, serve
+from meshaudit.commands import admin, alerts, journal, local, log, migrations, options, proof, serve
 from meshaudit.errors import MeshauditError, translate
 from meshaudit.output import one_line
 
@@ -116,6 +116,7 @@ for command in (
 ):
     app.command()(command)
 app.add_typer(journal.app, name="journal")
+app.add_typer(alerts.app, name="alerts")
 
 
 def _terminate(number: int, _frame: object) -> None:

@@ -125,7 +125,7 @@ $$;
 comment on function meshaudit_private.feed_entries(bigint, int) is
   'Adds the entries that were committed since the last run to the feed, at most so many; returns how many.';
 
--- One run: entries, then pruning, and the word to who listens. Returns the number of events added; 0 also if another runs.
+-- One run: entries, then alerts, pruning, and the word to who listens. Returns the number of events added; 0 also if another runs.
 create function meshaudit_private.feed(p_limit int) returns bigint
 language plpgsql volatile security definer set search_path = ''
 as $$
@@ -133,6 +133,7 @@ declare
   s meshaudit_private.feed_state;
   v_last pg_catalog.int8;
   v_keep pg_catalog.int8;
+  v_failure pg_catalog.text;
 begin
   if pg_catalog.current_setting('transaction_isolation') <> 'read committed' then
     -- it must see entries that are committed after it began
@@ -144,15 +145,23 @@ begin
     return 0;
   end if;
   v_last := s.last_id + meshaudit_private.feed_entries(s.last_id, p_limit);
+  -- a rule that fails keeps no entry out of the feed
+  begin
+    v_last := v_last + meshaudit_private.evaluate(v_last,
+      case when v_last > s.last_id then pg_catalog.clock_timestamp() - s.ran_at end);
+  exception when others then
+    v_failure := 'alerts: ' || sqlerrm;
+  end;
 
   select c.feed_keep into v_keep from meshaudit_private.settings c;
   -- more than a run adds: a lowered setting takes effect by and by
   delete from meshaudit.audit_feed f
     where f.feed_id <= least(v_last - v_keep, (select min(o.feed_id) from meshaudit.audit_feed o) + 2 * p_limit);
-  if v_last > s.last_id or s.ran_at is null or s.failure is not null
+  if v_last > s.last_id or s.ran_at is null or s.failure is distinct from v_failure
      or s.ran_at < pg_catalog.clock_timestamp() - '5 seconds'::pg_catalog.interval then
     update meshaudit_private.feed_state set
-      last_id = v_last, ran_at = pg_catalog.clock_timestamp(), failed_at = null, failure = null where singleton;
+      last_id = v_last, ran_at = pg_catalog.clock_timestamp(), failure = v_failure,
+      failed_at = case when v_failure is not null then pg_catalog.clock_timestamp() end where singleton;
   end if;
   if v_last > s.last_id then
     perform pg_catalog.pg_notify('meshaudit_feed', v_last::pg_catalog.text);

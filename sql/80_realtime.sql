@@ -67,6 +67,16 @@ begin
       else 'supabase_realtime does not publish the feed; as its owner: select meshaudit.publish_feed()' end;
   end if;
   return next;
+
+  "check" := 'alerts';
+  select pg_catalog.count(*) filter (where o.next_at is not null and o.attempts > 0), max(o.error) into v_behind, v_list
+    from meshaudit_private.alert_outbox o
+    where o.next_at is null and o.error is not null or o.alert_id in (
+      select a.alert_id from meshaudit_private.alerts a where a.raised_at < pg_catalog.clock_timestamp() - '5 minutes'::pg_catalog.interval);
+  ok := v_behind = 0 and v_list is null;
+  detail := case when ok then 'no delivery is stuck'
+    else pg_catalog.format('%s deliveries stuck or given up; last error: %s; see meshaudit alerts webhooks', v_behind, coalesce(v_list, 'none')) end;
+  return next;
 end
 $$;
 comment on function meshaudit_private.feed_status() is 'The feed''s checks for meshaudit.status().';

@@ -35,11 +35,19 @@ FUNCTIONS = {
     "feed": {OPERATOR},
     "feed_range": {AUDITOR},
     "publish_feed": {ADMIN},
+    "acknowledge_alert": {AUDITOR},
+    "test_alert": {OPERATOR},
+    "set_alert_rule": {ADMIN},
+    "add_webhook": {ADMIN},
+    "remove_webhook": {ADMIN},
+    "webhooks": {OPERATOR},
+    "take_deliveries": {OPERATOR},
+    "end_delivery": {OPERATOR},
     "set_setting": {ADMIN},
     "grant_auditor": {ADMIN},
     "revoke_auditor": {ADMIN},
 }
-RELATIONS = {"audit_logs": {AUDITOR}, "audit_feed": {AUDITOR}}
+RELATIONS = {"audit_logs": {AUDITOR}, "audit_feed": {AUDITOR}, "alerts": {AUDITOR}, "alert_rules": {AUDITOR}}
 
 OF_THE_SEALER = (
     *("seal", "begin_seal", "seal_messages", "slot_works", "slot_goes_on", "schedule_sealing"),
@@ -52,6 +60,7 @@ OF_THE_SEALER = (
 PRIVATE_FUNCTIONS = {
     "visible_scopes": {AUDITOR},
     "feed_scopes": {AUDITOR},
+    "acknowledge_alert": {AUDITOR},
     "feed_range": {AUDITOR},
     # what the public ones, which run as their caller, pass its name on to
     "write_secret": {CLIENT},
@@ -66,7 +75,9 @@ PRIVATE_FUNCTIONS = {
     # what seal(), arm_journal() and disarm_journal(), which touch the slot as their caller, are made of
     **{key: {OPERATOR} for key in OF_THE_SEALER},
 }
-PRIVATE_RELATIONS = {"ledger": {AUDITOR}}
+PRIVATE_RELATIONS = {
+    name: {AUDITOR} for name in ("ledger", "alerts", "alert_repeats", "alert_acknowledgements", "alert_rules")
+}
 
 EVERYTHING = """
 with objects (kind, schema, name, oid, verb) as (

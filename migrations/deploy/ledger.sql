@@ -443,6 +443,152 @@ comment on table meshaudit_private.feed_lanes is 'Up to which seq each lane is i
 alter table meshaudit_private.feed_state enable row level security;
 alter table meshaudit_private.feed_lanes enable row level security;
 
+-- sql/16_alerts.sql
+
+-- Alerts: rules, what they have to remember, what they have raised, and where to send it.
+--
+-- Invariants
+--   * alerts and their acknowledgements are only ever added; how often an alert came again in its window is kept beside it;
+--   * alert_id runs 1, 2, 3 … in the order of visibility: whoever raises holds the row of feed_state;
+--   * what rules remember is bounded: counts by time, what has been seen by time and by number, the outbox by number;
+--   * the secrets of webhooks are for who sends: no grant and no policy shows them.
+
+create table meshaudit_private.alert_rules (
+  rule text primary key,
+  enabled boolean not null,
+  severity text not null check (severity in ('info', 'warning', 'critical')),
+  threshold bigint check (threshold between 1 and 1000000000),
+  period interval not null check (period between '10 seconds' and '31 days'),
+  learns interval check (learns between '0' and '366 days'),
+  time_zone text,
+  opens time,
+  closes time,
+  days int[] check (days <@ array[1, 2, 3, 4, 5, 6, 7]),
+  enabled_at timestamptz not null default clock_timestamp(),
+  about text not null
+);
+comment on table meshaudit_private.alert_rules is 'Rules of alerts; change them with meshaudit.set_alert_rule().';
+comment on column meshaudit_private.alert_rules.period is 'The window of counting; and one alert a window, identity and scope.';
+comment on column meshaudit_private.alert_rules.learns is 'For so long after it is enabled, a rule about what is new only learns.';
+
+insert into meshaudit_private.alert_rules (rule, enabled, severity, threshold, period, learns, time_zone, opens, closes, days, about) values
+  ('reads', true, 'warning', 1000, '5 minutes', null, null, null, null, null, 'so many reads of an identity in a window'),
+  ('denials', true, 'warning', 10, '5 minutes', null, null, null, null, null, 'so many denials of an identity in a window'),
+  ('new_secret', false, 'info', null, '1 hour', '1 day', null, null, null, null, 'an identity''s first access to a secret'),
+  ('new_network', true, 'info', null, '1 hour', '1 day', null, null, null, null, 'an identity''s first access from a network (/24, /48)'),
+  ('hours', false, 'warning', null, '1 hour', null, 'UTC', '07:00', '19:00', '{1,2,3,4,5}', 'an access outside hours'),
+  ('rolled_back', true, 'warning', null, '1 hour', null, null, null, null, null, 'a read whose transaction was undone'),
+  ('gap', true, 'critical', null, '1 minute', null, null, null, null, null, 'the journal has lost records'),
+  ('verification', true, 'critical', null, '1 day', null, null, null, null, null, 'the last verify() found problems'),
+  ('lag', true, 'warning', 120, '1 hour', null, null, null, null, null, 'nobody sealed or fed for so many seconds'),
+  ('partitions', true, 'warning', 1, '1 day', null, null, null, null, null, 'fewer partitions ahead than that');
+
+create table meshaudit_private.alert_state (
+  singleton boolean primary key default true check (singleton),
+  evaluated_id bigint not null default 0,
+  last_alert_id bigint not null default 0,
+  checked_at timestamptz not null default '-infinity',
+  seen bigint not null default 0
+);
+insert into meshaudit_private.alert_state default values;
+comment on table meshaudit_private.alert_state is 'Up to which event the rules have looked, and counters: one row.';
+
+create table meshaudit_private.alert_counts (
+  rule text not null,
+  identity_source text not null,
+  user_identity text not null,
+  bucket timestamptz not null,
+  scope text not null,
+  count bigint not null,
+  primary key (rule, identity_source, user_identity, bucket)
+);
+create index alert_counts_bucket on meshaudit_private.alert_counts (bucket);
+comment on table meshaudit_private.alert_counts is 'Events by rule, identity and sixth of a window.';
+comment on column meshaudit_private.alert_counts.scope is 'The scope of all of them, or ''*''.';
+
+create table meshaudit_private.alert_seen (
+  rule text not null,
+  identity_source text not null,
+  user_identity text not null,
+  what bytea not null,
+  seen_at timestamptz not null,
+  primary key (rule, identity_source, user_identity, what)
+);
+create index alert_seen_at on meshaudit_private.alert_seen (seen_at);
+comment on table meshaudit_private.alert_seen is 'Which secrets (their digest) and networks an identity has used, of late.';
+
+create table meshaudit_private.alerts (
+  alert_id bigint primary key,
+  raised_at timestamptz not null default clock_timestamp(),
+  rule text not null,
+  severity text not null,
+  scope text not null,
+  user_identity text,
+  identity_source text,
+  message text not null,
+  happened_at timestamptz not null,
+  entry_id bigint,
+  secret_id text,
+  secret_table text,
+  ip_address inet,
+  dedupe text not null,
+  window_start timestamptz not null,
+  unique (rule, dedupe, window_start)
+);
+comment on table meshaudit_private.alerts is 'What rules have raised; read it as meshaudit.alerts.';
+
+create table meshaudit_private.alert_repeats (
+  alert_id bigint primary key references meshaudit_private.alerts,
+  count bigint not null,
+  last_at timestamptz not null
+);
+comment on table meshaudit_private.alert_repeats is 'How often an alert''s cause came in its window.';
+
+create table meshaudit_private.alert_acknowledgements (
+  acknowledgement_id bigint primary key generated always as identity,
+  alert_id bigint not null references meshaudit_private.alerts,
+  acknowledged_at timestamptz not null default clock_timestamp(),
+  acknowledged_by text not null,
+  identity_source text not null,
+  note text
+);
+create index alert_acknowledgements_alert on meshaudit_private.alert_acknowledgements (alert_id);
+comment on table meshaudit_private.alert_acknowledgements is 'Who has taken note of an alert.';
+
+create table meshaudit_private.webhooks (
+  webhook_id int primary key generated always as identity,
+  url text not null check (char_length(url) <= 2000),
+  secret text not null,
+  added_at timestamptz not null default clock_timestamp(),
+  added_by text not null
+);
+comment on table meshaudit_private.webhooks is 'Where alerts are sent, and the key that signs them.';
+
+create table meshaudit_private.alert_outbox (
+  delivery_id bigint primary key generated always as identity,
+  webhook_id int not null references meshaudit_private.webhooks on delete cascade,
+  alert_id bigint not null references meshaudit_private.alerts,
+  message_id text not null default 'msg_' || replace(gen_random_uuid()::text, '-', ''),
+  attempts int not null default 0,
+  next_at timestamptz default clock_timestamp(),
+  ended_at timestamptz,
+  error text
+);
+create index alert_outbox_next on meshaudit_private.alert_outbox (next_at) where next_at is not null;
+create index alert_outbox_webhook on meshaudit_private.alert_outbox (webhook_id);
+create index alert_outbox_alert on meshaudit_private.alert_outbox (alert_id);
+comment on table meshaudit_private.alert_outbox is 'Alerts to be sent; next_at is null once it was sent or given up (then there is an error).';
+
+alter table meshaudit_private.alert_rules enable row level security;
+alter table meshaudit_private.alert_state enable row level security;
+alter table meshaudit_private.alert_counts enable row level security;
+alter table meshaudit_private.alert_seen enable row level security;
+alter table meshaudit_private.alerts enable row level security;
+alter table meshaudit_private.alert_repeats enable row level security;
+alter table meshaudit_private.alert_acknowledgements enable row level security;
+alter table meshaudit_private.webhooks enable row level security;
+alter table meshaudit_private.alert_outbox enable row level security;
+
 -- sql/16_entry_counts.sql
 
 -- How many entries of each kind have passed through the feed: for metrics, which must not count a ledger of any size.
@@ -458,6 +604,13 @@ create table meshaudit_private.entry_counts (
 comment on table meshaudit_private.entry_counts is 'Entries that the feed has got, by kind; kept by the feed''s trigger count_entries.';
 
 alter table meshaudit_private.entry_counts enable row level security;
+
+-- sql/17_entry_by_id.sql
+
+-- An entry by its number, as GET /api/audit-logs/{id} asks. Numbers grow as rows are added, so that a summary of each range of
+-- pages finds them, and costs an access next to nothing, where a B-tree would cost what each of the others does.
+
+create index ledger_id on meshaudit_private.ledger using brin (id) with (pages_per_range = 32);
 
 -- sql/20_entry_bytes.sql
 
@@ -3444,7 +3597,7 @@ $$;
 comment on function meshaudit_private.feed_entries(bigint, int) is
   'Adds the entries that were committed since the last run to the feed, at most so many; returns how many.';
 
--- One run: entries, then pruning, and the word to who listens. Returns the number of events added; 0 also if another runs.
+-- One run: entries, then alerts, pruning, and the word to who listens. Returns the number of events added; 0 also if another runs.
 create function meshaudit_private.feed(p_limit int) returns bigint
 language plpgsql volatile security definer set search_path = ''
 as $$
@@ -3452,6 +3605,7 @@ declare
   s meshaudit_private.feed_state;
   v_last pg_catalog.int8;
   v_keep pg_catalog.int8;
+  v_failure pg_catalog.text;
 begin
   if pg_catalog.current_setting('transaction_isolation') <> 'read committed' then
     -- it must see entries that are committed after it began
@@ -3463,15 +3617,23 @@ begin
     return 0;
   end if;
   v_last := s.last_id + meshaudit_private.feed_entries(s.last_id, p_limit);
+  -- a rule that fails keeps no entry out of the feed
+  begin
+    v_last := v_last + meshaudit_private.evaluate(v_last,
+      case when v_last > s.last_id then pg_catalog.clock_timestamp() - s.ran_at end);
+  exception when others then
+    v_failure := 'alerts: ' || sqlerrm;
+  end;
 
   select c.feed_keep into v_keep from meshaudit_private.settings c;
   -- more than a run adds: a lowered setting takes effect by and by
   delete from meshaudit.audit_feed f
     where f.feed_id <= least(v_last - v_keep, (select min(o.feed_id) from meshaudit.audit_feed o) + 2 * p_limit);
-  if v_last > s.last_id or s.ran_at is null or s.failure is not null
+  if v_last > s.last_id or s.ran_at is null or s.failure is distinct from v_failure
      or s.ran_at < pg_catalog.clock_timestamp() - '5 seconds'::pg_catalog.interval then
     update meshaudit_private.feed_state set
-      last_id = v_last, ran_at = pg_catalog.clock_timestamp(), failed_at = null, failure = null where singleton;
+      last_id = v_last, ran_at = pg_catalog.clock_timestamp(), failure = v_failure,
+      failed_at = case when v_failure is not null then pg_catalog.clock_timestamp() end where singleton;
   end if;
   if v_last > s.last_id then
     perform pg_catalog.pg_notify('meshaudit_feed', v_last::pg_catalog.text);
@@ -3511,6 +3673,526 @@ comment on function meshaudit_private.feed_range() is 'meshaudit.feed_range().';
 
 -- It starts at the present, not with the whole history.
 insert into meshaudit_private.feed_lanes (lane, seq) select h.lane, h.seq from meshaudit_private.lane_heads h;
+
+-- sql/77_alert_rules.sql
+
+-- The rules: what they find in new events of the feed (evaluate_entries) and in the system's state (evaluate_system).
+-- A hit says what happened; whether it becomes an alert or one more of the same is raise_alerts()'s to decide.
+
+create type meshaudit_private.alert_hit as (
+  rule text, severity text, dedupe text, window_start timestamptz, scope text, user_identity text, identity_source text,
+  message text, happened_at timestamptz, count bigint, more bigint, entry_id bigint, secret_id text, secret_table text,
+  ip_address inet
+);
+comment on type meshaudit_private.alert_hit is
+  'What a rule has found: count is how often if it is the first of its window, more how often since the last run.';
+
+create function meshaudit_private.window_of(p_period interval, p_at timestamptz) returns timestamptz
+language sql immutable
+return pg_catalog.date_bin(p_period, p_at, '2000-01-01 00:00:00+00'::pg_catalog.timestamptz);
+comment on function meshaudit_private.window_of(interval, timestamptz) is 'Start of the window that holds a time.';
+
+-- An entry of the log about the log itself is no access to a secret.
+create function meshaudit_private.is_access(p_table text) returns boolean
+language sql immutable
+return p_table = 'meshaudit.secrets' or p_table !~ '^meshaudit[.]';
+comment on function meshaudit_private.is_access(text) is 'Whether an entry of that secret_table is about a secret.';
+
+-- Rules of one entry each: rolled_back, gap, hours.
+create function meshaudit_private.hits_of_entries(p_after bigint, p_upto bigint) returns meshaudit_private.alert_hit[]
+language sql stable set search_path = ''
+as $$
+  select pg_catalog.array_agg(row(h.rule, h.severity, pg_catalog.concat_ws(' ', h.identity_source, h.user_identity, h.scope),
+      h.window_start, h.scope, h.user_identity, h.identity_source, h.message, h.happened_at, h.count, h.count, h.id,
+      h.secret_id, h.secret_table, h.ip_address)::meshaudit_private.alert_hit)
+  from (
+    select distinct on (r.rule, f.identity_source, f.user_identity, f.scope, meshaudit_private.window_of(r.period, f."timestamp"))
+      r.rule, r.severity, f.identity_source, f.user_identity, f.scope, f.id, f.secret_id, f.secret_table, f.ip_address,
+      meshaudit_private.window_of(r.period, f."timestamp") as window_start, f."timestamp" as happened_at,
+      pg_catalog.count(*) over (partition by r.rule, f.identity_source, f.user_identity, f.scope,
+        meshaudit_private.window_of(r.period, f."timestamp")) as count,
+      case r.rule
+        when 'rolled_back' then 'a secret was read, then the transaction was rolled back'
+        when 'gap' then 'the journal has lost records: ' || f.secret_id
+        else pg_catalog.format('an access at %s (%s)',
+          pg_catalog.to_char(f."timestamp" at time zone r.time_zone, 'Dy HH24:MI'), r.time_zone)
+      end as message
+    from meshaudit.audit_feed f
+    join meshaudit_private.alert_rules r on r.enabled and case r.rule
+      when 'rolled_back' then f.outcome = 'rolled_back' and f.operation = 'read'
+      when 'gap' then f.secret_table = 'meshaudit.journal' and f.secret_id ~ '^gap '
+      when 'hours' then meshaudit_private.is_access(f.secret_table) and not (
+        extract(isodow from f."timestamp" at time zone r.time_zone) = any (r.days)
+        and case when r.opens <= r.closes
+          then (f."timestamp" at time zone r.time_zone)::pg_catalog.time >= r.opens
+            and (f."timestamp" at time zone r.time_zone)::pg_catalog.time < r.closes
+          else (f."timestamp" at time zone r.time_zone)::pg_catalog.time >= r.opens
+            or (f."timestamp" at time zone r.time_zone)::pg_catalog.time < r.closes end)
+      else false end
+    where f.feed_id > p_after and f.feed_id <= p_upto and f.kind = 'entry'
+    order by r.rule, f.identity_source, f.user_identity, f.scope,
+      meshaudit_private.window_of(r.period, f."timestamp"), f.feed_id) h
+$$;
+comment on function meshaudit_private.hits_of_entries(bigint, bigint) is 'What rolled_back, gap and hours find in a range of the feed.';
+
+-- Rules that count: reads, denials. A window slides by sixths.
+create function meshaudit_private.hits_of_counts(p_after bigint, p_upto bigint) returns meshaudit_private.alert_hit[]
+language plpgsql volatile set search_path = ''
+as $$
+begin
+  insert into meshaudit_private.alert_counts as c (rule, identity_source, user_identity, bucket, scope, count)
+    select r.rule, f.identity_source, f.user_identity, meshaudit_private.window_of(r.period / 6, f."timestamp"),
+      case when min(f.scope) = max(f.scope) then min(f.scope) else '*' end, pg_catalog.count(*)
+    from meshaudit.audit_feed f
+    join meshaudit_private.alert_rules r on r.enabled and meshaudit_private.is_access(f.secret_table) and case r.rule
+      when 'reads' then f.operation = 'read' and f.outcome <> 'denied'
+      when 'denials' then f.outcome = 'denied' else false end
+    where f.feed_id > p_after and f.feed_id <= p_upto and f.kind = 'entry'
+    group by 1, 2, 3, 4
+    on conflict (rule, identity_source, user_identity, bucket) do update set count = c.count + excluded.count,
+      scope = case when c.scope = excluded.scope then c.scope else '*' end;
+  return (
+    select pg_catalog.array_agg(row(n.rule, n.severity, pg_catalog.concat_ws(' ', n.identity_source, n.user_identity),
+        meshaudit_private.window_of(n.period, n.last_at), s.scope, n.user_identity, n.identity_source,
+        pg_catalog.format('%s %s within %s', s.total, n.rule, n.period), n.last_at, s.total, n.count, n.last_id,
+        null, null, n.ip_address)::meshaudit_private.alert_hit)
+    from (
+      select r.rule, r.severity, r.period, r.threshold, f.identity_source, f.user_identity,
+        max(f."timestamp") as last_at, max(f.id) as last_id, pg_catalog.count(*) as count,
+        case when min(f.ip_address) = max(f.ip_address) then min(f.ip_address) end as ip_address
+      from meshaudit.audit_feed f
+      join meshaudit_private.alert_rules r on r.enabled and meshaudit_private.is_access(f.secret_table) and case r.rule
+        when 'reads' then f.operation = 'read' and f.outcome <> 'denied'
+        when 'denials' then f.outcome = 'denied' else false end
+      where f.feed_id > p_after and f.feed_id <= p_upto and f.kind = 'entry'
+      group by r.rule, f.identity_source, f.user_identity) n,
+    lateral (
+      select pg_catalog.sum(c.count)::pg_catalog.int8 as total,
+        case when min(c.scope) = max(c.scope) then min(c.scope) else '*' end as scope
+      from meshaudit_private.alert_counts c
+      where c.rule = n.rule and c.identity_source = n.identity_source and c.user_identity = n.user_identity
+        and c.bucket > n.last_at - n.period and c.bucket <= n.last_at) s
+    where s.total >= n.threshold);
+end
+$$;
+comment on function meshaudit_private.hits_of_counts(bigint, bigint) is 'What reads and denials find in a range of the feed.';
+
+-- Rules about what is new: new_secret, new_network. What was not used for 90 days is new again.
+create function meshaudit_private.hits_of_news(p_after bigint, p_upto bigint) returns meshaudit_private.alert_hit[]
+language plpgsql volatile set search_path = ''
+as $$
+declare
+  v_hits meshaudit_private.alert_hit[];
+  v_new pg_catalog.int8;
+begin
+  with used as materialized (
+    select distinct on (r.rule, f.identity_source, f.user_identity, w.what)
+      r.rule, r.severity, r.period, r.enabled_at + r.learns as since, w.what, w.told, f.identity_source, f.user_identity,
+      f.scope, f.id, f.secret_id, f.secret_table, f.ip_address, f."timestamp"
+    from meshaudit.audit_feed f
+    join meshaudit_private.alert_rules r on r.enabled and r.rule in ('new_secret', 'new_network'),
+    lateral (
+      select pg_catalog.sha256(pg_catalog.convert_to(f.secret_table || ' ' || f.secret_id, 'UTF8')), 'a first access to this secret'
+        where r.rule = 'new_secret' and f.outcome <> 'denied'
+      union all
+      select pg_catalog.inet_send(n.net), pg_catalog.format('a first access from the network %s', n.net)
+        from (select pg_catalog.network(pg_catalog.set_masklen(f.ip_address,
+          case pg_catalog.family(f.ip_address) when 4 then 24 else 48 end))::pg_catalog.inet as net) n
+        where r.rule = 'new_network' and n.net is not null) w (what, told)
+    where f.feed_id > p_after and f.feed_id <= p_upto and f.kind = 'entry' and meshaudit_private.is_access(f.secret_table)
+    order by r.rule, f.identity_source, f.user_identity, w.what, f.feed_id
+  ), noted as (
+    insert into meshaudit_private.alert_seen as s (rule, identity_source, user_identity, what, seen_at)
+      select u.rule, u.identity_source, u.user_identity, u.what, u."timestamp" from used u
+      on conflict (rule, identity_source, user_identity, what) do update set seen_at = excluded.seen_at
+        where s.seen_at < excluded.seen_at - '1 day'::pg_catalog.interval
+      returning s.rule, s.identity_source, s.user_identity, s.what, s.xmax = 0 as fresh
+  ), fresh as (
+    select u.* from used u join noted n on n.fresh and n.rule = u.rule and n.identity_source = u.identity_source
+      and n.user_identity = u.user_identity and n.what = u.what
+  )
+  select
+    (select pg_catalog.array_agg(row(h.rule, h.severity,
+        pg_catalog.concat_ws(' ', h.identity_source, h.user_identity, h.scope), h.window_start, h.scope, h.user_identity,
+        h.identity_source, h.told, h."timestamp", h.count, h.count, h.id, h.secret_id, h.secret_table,
+        h.ip_address)::meshaudit_private.alert_hit)
+      from (
+        select distinct on (f.rule, f.identity_source, f.user_identity, f.scope, w.window_start) f.*, w.window_start,
+          pg_catalog.count(*) over (partition by f.rule, f.identity_source, f.user_identity, f.scope, w.window_start) as count
+        from fresh f, lateral (select meshaudit_private.window_of(f.period, f."timestamp") as window_start) w
+        where f."timestamp" >= f.since
+        order by f.rule, f.identity_source, f.user_identity, f.scope, w.window_start, f.id) h),
+    (select pg_catalog.count(*) from fresh)
+    into v_hits, v_new;
+  if v_new > 0 then
+    update meshaudit_private.alert_state set seen = seen + v_new where singleton;
+  end if;
+  return v_hits;
+end
+$$;
+comment on function meshaudit_private.hits_of_news(bigint, bigint) is 'What new_secret and new_network find in a range of the feed.';
+
+-- Rules about the system; p_quiet is how long nobody had fed although there was something to feed.
+create function meshaudit_private.hits_of_system(p_quiet interval) returns meshaudit_private.alert_hit[]
+language sql stable set search_path = ''
+as $$
+  select pg_catalog.array_agg(row(r.rule, r.severity, '', meshaudit_private.window_of(r.period, f.at), '*', null, null,
+      f.message, f.at, 1, 1, null, null, null, null)::meshaudit_private.alert_hit)
+  from meshaudit_private.alert_rules r
+  join (
+    select 'verification' as rule, coalesce(s.verified_at, pg_catalog.clock_timestamp()) as at,
+      pg_catalog.format('verify() found %s problems', s.verified_problems) as message, 0::pg_catalog.int8 as threshold
+    from meshaudit_private.settings s where s.verified_problems > 0
+    union all
+    select 'lag', pg_catalog.clock_timestamp(),
+      pg_catalog.format('nobody sealed or fed for %s seconds', pg_catalog.round(extract(epoch from q.quiet))),
+      q.quiet_seconds
+    from (
+      select greatest(p_quiet, case when j.armed then pg_catalog.clock_timestamp() - p.sealed_at end) as quiet,
+        extract(epoch from greatest(p_quiet, case when j.armed then pg_catalog.clock_timestamp() - p.sealed_at end))::pg_catalog.int8
+          as quiet_seconds
+      from meshaudit_private.journal j, meshaudit_private.journal_progress p) q
+    where q.quiet is not null
+    union all
+    select 'partitions', pg_catalog.clock_timestamp(), pg_catalog.format('%s partitions ahead of now; run meshaudit.maintain()', a.ahead),
+      -a.ahead
+    from (
+      select pg_catalog.count(*) as ahead from pg_catalog.pg_inherits i
+      join pg_catalog.pg_class c on c.oid = i.inhrelid
+      where i.inhparent = 'meshaudit_private.ledger'::pg_catalog.regclass
+        and pg_catalog.substring(pg_catalog.pg_get_expr(c.relpartbound, c.oid), 'FROM [(]''([^'']+)''')::pg_catalog.timestamptz
+          > pg_catalog.clock_timestamp()) a
+  ) f on f.rule = r.rule and case r.rule
+    when 'lag' then f.threshold >= r.threshold
+    when 'partitions' then -f.threshold < r.threshold
+    else true end
+  where r.enabled
+$$;
+comment on function meshaudit_private.hits_of_system(interval) is 'What verification, lag and partitions find.';
+
+-- sql/78_alerts.sql
+
+-- Raising alerts in the worker's turn. Whoever raises holds the row of feed_state. No access takes part in it.
+
+create trigger append_only before insert or update or delete or truncate on meshaudit_private.alerts
+  for each statement execute function meshaudit_private.guard_feed();
+create trigger append_only before insert or update or delete or truncate on meshaudit_private.alert_acknowledgements
+  for each statement execute function meshaudit_private.guard_feed();
+alter table meshaudit_private.alerts enable always trigger append_only;
+alter table meshaudit_private.alert_acknowledgements enable always trigger append_only;
+
+-- Makes alerts of hits: a row, an event of the feed, a NOTIFY, and one delivery a webhook; or counts one that is there.
+-- Returns how many are new, which is how many events were added after p_last_id.
+create function meshaudit_private.raise_alerts(p_hits meshaudit_private.alert_hit[], p_last_id bigint) returns bigint
+language plpgsql volatile set search_path = ''
+as $$
+declare
+  h meshaudit_private.alert_hit;
+  a meshaudit_private.alerts;
+  v_made pg_catalog.int8 := 0;
+  v_last pg_catalog.int8 := (select s.last_alert_id from meshaudit_private.alert_state s);
+begin
+  foreach h in array coalesce(p_hits, '{}') loop
+    insert into meshaudit_private.alerts (alert_id, rule, severity, scope, user_identity, identity_source, message,
+        happened_at, entry_id, secret_id, secret_table, ip_address, dedupe, window_start)
+      values (v_last + v_made + 1, h.rule, h.severity, h.scope, h.user_identity, h.identity_source, h.message,
+        h.happened_at, h.entry_id, h.secret_id, h.secret_table, h.ip_address, h.dedupe, h.window_start)
+      on conflict (rule, dedupe, window_start) do nothing
+      returning * into a;
+    if not found then
+      update meshaudit_private.alert_repeats r set count = r.count + h.more, last_at = greatest(r.last_at, h.happened_at)
+        where r.alert_id = (select o.alert_id from meshaudit_private.alerts o
+          where o.rule = h.rule and o.dedupe = h.dedupe and o.window_start = h.window_start);
+      continue;
+    end if;
+    v_made := v_made + 1;
+    insert into meshaudit_private.alert_repeats (alert_id, count, last_at) values (a.alert_id, h.count, h.happened_at);
+    insert into meshaudit.audit_feed (feed_id, kind, scope, "timestamp", user_identity, identity_source, secret_id,
+        secret_table, ip_address, alert)
+      values (p_last_id + v_made, 'alert', a.scope, a.raised_at, a.user_identity, a.identity_source, a.secret_id,
+        a.secret_table, a.ip_address, meshaudit_private.alert_json(a, h.count));
+    insert into meshaudit_private.alert_outbox (webhook_id, alert_id)
+      select w.webhook_id, a.alert_id from meshaudit_private.webhooks w
+      where 100000 > (select pg_catalog.count(*) from (select from meshaudit_private.alert_outbox limit 100000) o);
+    perform pg_catalog.pg_notify('meshaudit_alert', a.alert_id::pg_catalog.text);
+  end loop;
+  if v_made > 0 then
+    update meshaudit_private.alert_state set last_alert_id = v_last + v_made where singleton;
+  end if;
+  return v_made;
+end
+$$;
+comment on function meshaudit_private.raise_alerts(meshaudit_private.alert_hit[], bigint) is
+  'Makes alerts of what rules have found, as events after p_last_id; returns how many are new.';
+
+create function meshaudit_private.alert_json(a meshaudit_private.alerts, p_count bigint) returns jsonb
+language sql stable
+return pg_catalog.jsonb_build_object('alert_id', a.alert_id, 'raised_at', a.raised_at, 'rule', a.rule,
+  'severity', a.severity, 'message', a.message, 'scope', a.scope, 'user_identity', a.user_identity,
+  'identity_source', a.identity_source, 'happened_at', a.happened_at, 'window_start', a.window_start, 'count', p_count,
+  'entry_id', a.entry_id, 'secret_id', a.secret_id, 'secret_table', a.secret_table,
+  'ip_address', pg_catalog.host(a.ip_address));
+comment on function meshaudit_private.alert_json(meshaudit_private.alerts, bigint) is 'An alert as JSON.';
+
+-- Bounds what rules remember.
+create function meshaudit_private.forget() returns void
+language plpgsql volatile set search_path = ''
+as $$
+declare
+  v_gone pg_catalog.int8;
+begin
+  delete from meshaudit_private.alert_counts c where c.bucket < pg_catalog.clock_timestamp() - 2 * (
+    select max(r.period) from meshaudit_private.alert_rules r where r.rule in ('reads', 'denials'));
+  delete from meshaudit_private.alert_seen s where s.ctid = any (array(
+    select o.ctid from meshaudit_private.alert_seen o order by o.seen_at
+    limit (select greatest(t.seen - 500000, 0) from meshaudit_private.alert_state t)))
+    or s.seen_at < pg_catalog.clock_timestamp() - '90 days'::pg_catalog.interval;
+  get diagnostics v_gone = row_count;
+  update meshaudit_private.alert_state set seen = greatest(seen - v_gone, 0), checked_at = pg_catalog.clock_timestamp()
+    where singleton;
+  delete from meshaudit_private.alert_outbox o where o.ended_at < pg_catalog.clock_timestamp() - '7 days'::pg_catalog.interval;
+end
+$$;
+comment on function meshaudit_private.forget() is 'Drops what rules and the outbox need no more.';
+
+-- The rules' turn over what is new in the feed, up to p_upto; returns how many alerts, and events, it added. What fails is
+-- looked at again the next time.
+create function meshaudit_private.evaluate(p_upto bigint, p_quiet interval) returns bigint
+language plpgsql volatile set search_path = ''
+as $$
+declare
+  s meshaudit_private.alert_state;
+  v_upto pg_catalog.int8;
+  v_hits meshaudit_private.alert_hit[];
+begin
+  select * into s from meshaudit_private.alert_state;
+  v_upto := least(p_upto, s.evaluated_id + 20000);
+  if v_upto > s.evaluated_id then
+    v_hits := meshaudit_private.hits_of_entries(s.evaluated_id, v_upto)
+      || meshaudit_private.hits_of_counts(s.evaluated_id, v_upto)
+      || meshaudit_private.hits_of_news(s.evaluated_id, v_upto);
+    update meshaudit_private.alert_state set evaluated_id = v_upto where singleton;
+  end if;
+  if p_quiet > '10 seconds'::pg_catalog.interval or s.checked_at < pg_catalog.clock_timestamp() - '10 seconds'::pg_catalog.interval then
+    v_hits := v_hits || meshaudit_private.hits_of_system(p_quiet);
+    perform meshaudit_private.forget();
+  end if;
+  return meshaudit_private.raise_alerts(v_hits, p_upto);
+end
+$$;
+comment on function meshaudit_private.evaluate(bigint, interval) is 'Applies the rules to new events; returns how many alerts it raised.';
+
+create policy auditors_read on meshaudit_private.alerts for select to meshaudit_auditor
+  using ('*' = any ((select meshaudit_private.feed_scopes(current_user))::text[])
+         or scope = any ((select meshaudit_private.feed_scopes(current_user))::text[]));
+create policy auditors_read on meshaudit_private.alert_repeats for select to meshaudit_auditor
+  using (exists (select from meshaudit_private.alerts a where a.alert_id = alert_repeats.alert_id));
+create policy auditors_read on meshaudit_private.alert_acknowledgements for select to meshaudit_auditor
+  using (exists (select from meshaudit_private.alerts a where a.alert_id = alert_acknowledgements.alert_id));
+create policy auditors_read on meshaudit_private.alert_rules for select to meshaudit_auditor using (true);
+grant select on meshaudit_private.alerts, meshaudit_private.alert_repeats, meshaudit_private.alert_acknowledgements,
+  meshaudit_private.alert_rules to meshaudit_auditor;
+
+create view meshaudit.alerts with (security_invoker = true) as
+  select a.alert_id, a.raised_at, a.rule, a.severity, a.scope, a.user_identity, a.identity_source, a.message,
+    a.happened_at, r.last_at, r.count, a.entry_id, a.secret_id, a.secret_table, a.ip_address, a.window_start,
+    k.acknowledged_at, k.acknowledged_by, k.note
+  from meshaudit_private.alerts a
+  join meshaudit_private.alert_repeats r on r.alert_id = a.alert_id
+  left join lateral (
+    select c.acknowledged_at, c.acknowledged_by, c.note from meshaudit_private.alert_acknowledgements c
+    where c.alert_id = a.alert_id order by c.acknowledgement_id limit 1) k on true;
+grant select on meshaudit.alerts to meshaudit_auditor;
+comment on view meshaudit.alerts is 'What the alert rules have raised, how often in the window, and who first acknowledged it.';
+
+create view meshaudit.alert_rules with (security_invoker = true) as
+  select r.rule, r.enabled, r.severity, r.threshold, r.period, r.learns, r.time_zone, r.opens, r.closes, r.days, r.about
+  from meshaudit_private.alert_rules r;
+grant select on meshaudit.alert_rules to meshaudit_auditor;
+comment on view meshaudit.alert_rules is 'The alert rules; changed by meshaudit.set_alert_rule().';
+
+-- sql/78_alerts_api.sql
+
+-- What people do with alerts: acknowledge, test, change rules; and the webhooks with their outbox.
+
+create function meshaudit_private.acknowledge_alert(p_alert_id bigint, p_note text, p_role text) returns boolean
+language plpgsql volatile security definer set search_path = ''
+as $$
+declare
+  v_scopes constant pg_catalog.text[] := meshaudit_private.visible_scopes(p_role);
+  v_caller constant meshaudit_private.caller := meshaudit_private.session_caller();
+begin
+  insert into meshaudit_private.alert_acknowledgements (alert_id, acknowledged_by, identity_source, note)
+    select a.alert_id, v_caller.user_identity, v_caller.identity_source, meshaudit_private.clean(p_note, 1000)
+    from meshaudit_private.alerts a
+    where a.alert_id = p_alert_id and ('*' = any (v_scopes) or a.scope = any (v_scopes)
+      -- who sees all, without a grant
+      or exists (select from pg_catalog.pg_roles r where r.rolname = p_role and (r.rolsuper or r.rolbypassrls)));
+  return found;
+end
+$$;
+revoke all on function meshaudit_private.acknowledge_alert(bigint, text, text) from public;
+grant execute on function meshaudit_private.acknowledge_alert(bigint, text, text) to meshaudit_auditor;
+
+create function meshaudit.acknowledge_alert(alert_id bigint, note text default null) returns boolean
+language sql volatile security invoker
+return meshaudit_private.acknowledge_alert(alert_id, note, current_user);
+revoke all on function meshaudit.acknowledge_alert(bigint, text) from public;
+grant execute on function meshaudit.acknowledge_alert(bigint, text) to meshaudit_auditor;
+
+create function meshaudit.test_alert() returns bigint
+language plpgsql volatile security definer set search_path = ''
+as $$
+declare
+  s meshaudit_private.feed_state;
+  v_now constant pg_catalog.timestamptz := pg_catalog.clock_timestamp();
+begin
+  select * into s from meshaudit_private.feed_state for update;
+  update meshaudit_private.feed_state set last_id = s.last_id + meshaudit_private.raise_alerts(array[row(
+    'test', 'info', pg_catalog.gen_random_uuid()::pg_catalog.text, v_now, '*', session_user::pg_catalog.text, 'database',
+    'a test', v_now, 1, 1, null, null, null, null)::meshaudit_private.alert_hit], s.last_id) where singleton;
+  perform pg_catalog.pg_notify('meshaudit_feed', (s.last_id + 1)::pg_catalog.text);
+  return (select a.last_alert_id from meshaudit_private.alert_state a);
+end
+$$;
+revoke all on function meshaudit.test_alert() from public;
+grant execute on function meshaudit.test_alert() to meshaudit_operator;
+
+create function meshaudit.set_alert_rule(
+  rule text, enabled boolean default null, threshold bigint default null, period interval default null,
+  learns interval default null, severity text default null, time_zone text default null, opens time default null,
+  closes time default null, days int[] default null
+) returns void
+language plpgsql volatile security definer set search_path = ''
+as $$
+declare
+  v_found pg_catalog.bool;
+begin
+  begin
+    perform pg_catalog.now() at time zone time_zone;
+    update meshaudit_private.alert_rules r set
+      enabled_at = case when set_alert_rule.enabled and not r.enabled or set_alert_rule.learns is not null
+        then pg_catalog.clock_timestamp() else r.enabled_at end,
+      enabled = coalesce(set_alert_rule.enabled, r.enabled), threshold = coalesce(set_alert_rule.threshold, r.threshold),
+      period = coalesce(set_alert_rule.period, r.period), learns = coalesce(set_alert_rule.learns, r.learns),
+      severity = coalesce(set_alert_rule.severity, r.severity), time_zone = coalesce(set_alert_rule.time_zone, r.time_zone),
+      opens = coalesce(set_alert_rule.opens, r.opens), closes = coalesce(set_alert_rule.closes, r.closes),
+      days = coalesce(set_alert_rule.days, r.days)
+      where r.rule = set_alert_rule.rule
+        and (set_alert_rule.threshold is null or r.threshold is not null)
+        and (set_alert_rule.learns is null or r.learns is not null)
+        and (r.opens is not null or coalesce(set_alert_rule.time_zone, set_alert_rule.opens::pg_catalog.text,
+          set_alert_rule.closes::pg_catalog.text, set_alert_rule.days::pg_catalog.text) is null);
+    v_found := found;
+  exception when check_violation or data_exception then
+    raise exception 'bad value for alert rule "%"', rule using errcode = 'MA005',
+      hint = 'severity: info, warning, critical; threshold from 1; period 10 seconds to 31 days; learns 0 to 366 days; days 1 (Monday) to 7; time_zone as in pg_timezone_names.';
+  end;
+  if not v_found then
+    raise exception 'no alert rule "%" that takes these values', pg_catalog."left"(rule, 100) using errcode = 'MA005',
+      hint = 'Rules and what they take: select * from meshaudit.alert_rules; null is what a rule does not take.';
+  end if;
+  insert into meshaudit_private.ledger (secret_id, access_type, operation, outcome, secret_table, scope)
+    values (rule, 'write', 'update', 'granted', 'meshaudit.alert_rules', '*');
+end
+$$;
+revoke all on function meshaudit.set_alert_rule(text, boolean, bigint, interval, interval, text, text, time, time, int[]) from public;
+
+create function meshaudit.add_webhook(url text, secret text default null, out webhook_id int, out signing_secret text)
+language plpgsql volatile security definer set search_path = ''
+as $$
+begin
+  signing_secret := coalesce(secret, 'whsec_' || pg_catalog.encode(pg_catalog.uuid_send(pg_catalog.gen_random_uuid())
+    || pg_catalog.uuid_send(pg_catalog.gen_random_uuid()), 'base64'));
+  if url is null or url !~ '^(https://[^/ ]+|http://(localhost|127[.]0[.]0[.]1|\[::1\])(:[0-9]+)?)(/[^ ]*)?$'
+     or signing_secret !~ '^whsec_[A-Za-z0-9+/]{32,88}={0,2}$' then
+    raise exception 'a webhook takes an https URL and a secret of 24 to 64 bytes' using errcode = 'MA005',
+      hint = 'http is for localhost alone; a secret looks like whsec_ and base64; without one it is made.';
+  end if;
+  insert into meshaudit_private.webhooks (url, secret, added_by) values (add_webhook.url, signing_secret, session_user)
+    returning webhooks.webhook_id into add_webhook.webhook_id;
+  insert into meshaudit_private.ledger (secret_id, access_type, operation, outcome, secret_table, scope)
+    values (webhook_id::pg_catalog.text, 'write', 'create', 'granted', 'meshaudit.webhooks', '*');
+end
+$$;
+revoke all on function meshaudit.add_webhook(text, text) from public;
+
+create function meshaudit.remove_webhook(webhook_id int) returns boolean
+language plpgsql volatile security definer set search_path = ''
+as $$
+begin
+  delete from meshaudit_private.webhooks w where w.webhook_id = remove_webhook.webhook_id;
+  if not found then
+    return false;
+  end if;
+  insert into meshaudit_private.ledger (secret_id, access_type, operation, outcome, secret_table, scope)
+    values (webhook_id::pg_catalog.text, 'write', 'delete', 'granted', 'meshaudit.webhooks', '*');
+  return true;
+end
+$$;
+revoke all on function meshaudit.remove_webhook(int) from public;
+
+create function meshaudit.webhooks() returns table (webhook_id int, url text, added_at timestamptz, waiting bigint, last_error text)
+language sql stable security definer set search_path = ''
+as $$
+  select w.webhook_id, w.url, w.added_at,
+    (select pg_catalog.count(*) from meshaudit_private.alert_outbox o where o.webhook_id = w.webhook_id and o.next_at is not null),
+    (select o.error from meshaudit_private.alert_outbox o where o.webhook_id = w.webhook_id and o.error is not null
+      order by o.delivery_id desc limit 1)
+  from meshaudit_private.webhooks w order by w.webhook_id
+$$;
+revoke all on function meshaudit.webhooks() from public;
+grant execute on function meshaudit.webhooks() to meshaudit_operator;
+
+-- What is due, leased for a minute: who takes it and dies leaves it to be taken again, with the same message_id.
+create function meshaudit.take_deliveries(most int default 20)
+returns table (delivery_id bigint, url text, secret text, message_id text, body jsonb)
+language sql volatile security definer set search_path = ''
+as $$
+  with taken as (
+    update meshaudit_private.alert_outbox o
+      set attempts = o.attempts + 1, next_at = pg_catalog.clock_timestamp() + '1 minute'::pg_catalog.interval
+      where o.delivery_id in (
+        select d.delivery_id from meshaudit_private.alert_outbox d
+        where d.next_at <= pg_catalog.clock_timestamp() order by d.next_at limit least(greatest(most, 0), 100)
+        for update skip locked)
+      returning o.delivery_id, o.webhook_id, o.alert_id, o.message_id
+  )
+  select t.delivery_id, w.url, w.secret, t.message_id, pg_catalog.jsonb_build_object('type', 'meshaudit.alert',
+    'timestamp', a.raised_at, 'data', meshaudit_private.alert_json(a, r.count))
+  from taken t
+  join meshaudit_private.webhooks w on w.webhook_id = t.webhook_id
+  join meshaudit_private.alerts a on a.alert_id = t.alert_id
+  join meshaudit_private.alert_repeats r on r.alert_id = t.alert_id
+$$;
+revoke all on function meshaudit.take_deliveries(int) from public;
+grant execute on function meshaudit.take_deliveries(int) to meshaudit_operator;
+
+-- Null p_error: it was taken. Else again after 5 s, 10 s, 20 s … at most 6 h, 20 times: three days.
+create function meshaudit.end_delivery(delivery_id bigint, error text default null) returns void
+language sql volatile security definer set search_path = ''
+as $$
+  update meshaudit_private.alert_outbox o set
+    error = pg_catalog."left"(end_delivery.error, 500),
+    ended_at = case when end_delivery.error is null or o.attempts >= 20 then pg_catalog.clock_timestamp() end,
+    next_at = case when end_delivery.error is not null and o.attempts < 20 then pg_catalog.clock_timestamp()
+      + least('5 seconds'::pg_catalog.interval * pg_catalog.power(2, o.attempts - 1) * (0.75 + pg_catalog.random() / 2),
+        '6 hours'::pg_catalog.interval) end
+    where o.delivery_id = end_delivery.delivery_id and o.next_at is not null
+$$;
+revoke all on function meshaudit.end_delivery(bigint, text) from public;
+grant execute on function meshaudit.end_delivery(bigint, text) to meshaudit_operator;
+
+comment on function meshaudit_private.acknowledge_alert(bigint, text, text) is 'meshaudit.acknowledge_alert(), for a role.';
+comment on function meshaudit.acknowledge_alert(bigint, text) is 'Notes that the caller has taken note of an alert; false if the caller sees no such alert.';
+comment on function meshaudit.test_alert() is 'Raises an alert of rule test, which goes every way that alerts go; returns its id.';
+comment on function meshaudit.set_alert_rule(text, boolean, bigint, interval, interval, text, text, time, time, int[]) is
+  'Changes an alert rule; what is null stays. Recorded as an update of meshaudit.alert_rules. Raises MA005 on a bad rule or value.';
+comment on function meshaudit.add_webhook(text, text) is 'Has alerts sent to a URL, signed by the Standard Webhooks scheme; returns the secret, made if none was given, for the receiver. Recorded.';
+comment on function meshaudit.remove_webhook(int) is 'No more alerts to that webhook; what waits for it goes. Recorded. False if there is none.';
+comment on function meshaudit.webhooks() is 'The webhooks, without their secrets: how many alerts wait, and the last error.';
+comment on function meshaudit.take_deliveries(int) is 'Alerts to be sent now, with the secret to sign with, for a sender; end_delivery() says how it went.';
+comment on function meshaudit.end_delivery(bigint, text) is 'How a delivery went: null is well, else it comes again later, 20 times at most.';
 
 -- sql/79_tick.sql
 
@@ -3619,6 +4301,16 @@ begin
       else 'supabase_realtime does not publish the feed; as its owner: select meshaudit.publish_feed()' end;
   end if;
   return next;
+
+  "check" := 'alerts';
+  select pg_catalog.count(*) filter (where o.next_at is not null and o.attempts > 0), max(o.error) into v_behind, v_list
+    from meshaudit_private.alert_outbox o
+    where o.next_at is null and o.error is not null or o.alert_id in (
+      select a.alert_id from meshaudit_private.alerts a where a.raised_at < pg_catalog.clock_timestamp() - '5 minutes'::pg_catalog.interval);
+  ok := v_behind = 0 and v_list is null;
+  detail := case when ok then 'no delivery is stuck'
+    else pg_catalog.format('%s deliveries stuck or given up; last error: %s; see meshaudit alerts webhooks', v_behind, coalesce(v_list, 'none')) end;
+  return next;
 end
 $$;
 comment on function meshaudit_private.feed_status() is 'The feed''s checks for meshaudit.status().';
@@ -3655,7 +4347,9 @@ begin
   if v_installer <> 'meshaudit_owner' and not (select r.rolsuper from pg_catalog.pg_roles r where r.rolname = v_installer) then
     execute format('grant usage on schema meshaudit to %I', v_installer);
     execute format('grant execute on function meshaudit.grant_auditor(text, text), meshaudit.revoke_auditor(text, text),
-      meshaudit.set_setting(text, text), meshaudit.publish_feed() to %I', v_installer);
+      meshaudit.set_setting(text, text), meshaudit.publish_feed(),
+      meshaudit.add_webhook(text, text), meshaudit.remove_webhook(int),
+      meshaudit.set_alert_rule(text, boolean, bigint, interval, interval, text, text, time, time, int[]) to %I', v_installer);
   end if;
 end
 $$;
