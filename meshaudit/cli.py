@@ -16,7 +16,7 @@ import typer
 from typer.core import TyperGroup
 
 from meshaudit import __version__
-from meshaudit.commands import admin, alerts, journal, local, log, migrations, options, proof, protect
+from meshaudit.commands import admin, alerts, journal, local, log, migrations, options, proof, protect, serve
 from meshaudit.errors import MeshauditError, translate
 from meshaudit.output import one_line
 
@@ -114,6 +114,7 @@ for command in (
     admin.grant_auditor,
     admin.revoke_auditor,
     journal.seal,
+    serve.serve,
 ):
     app.command()(command)
 app.add_typer(journal.app, name="journal")

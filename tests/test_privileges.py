@@ -28,6 +28,8 @@ FUNCTIONS = {
     "checkpoint": {AUDITOR, OPERATOR},
     "status": {AUDITOR, OPERATOR},
     "get_setting": {AUDITOR, OPERATOR},
+    "is_gateway": {AUDITOR, OPERATOR},
+    "metrics": {AUDITOR, OPERATOR},
     "schema_version": {CLIENT, AUDITOR, OPERATOR},
     "maintain": {OPERATOR},
     "arm_journal": {OPERATOR},
@@ -78,6 +80,7 @@ PRIVATE_FUNCTIONS = {
     "status": {AUDITOR, OPERATOR},
     # the steps of protect() and unprotect()
     **{key: {CLIENT, OPERATOR} for key in OF_PROTECT},
+    "metrics": {AUDITOR, OPERATOR},
     # what seal(), arm_journal() and disarm_journal(), which touch the slot as their caller, are made of
     **{key: {OPERATOR} for key in OF_THE_SEALER},
 }
