@@ -44,7 +44,7 @@ OF_THE_SEALER = (
 # Schema meshaudit_private: its owner's, but for what a query on the view is checked against. Naming any of
 # it takes USAGE on the schema, which nobody has.
 PRIVATE_FUNCTIONS = {
-    "visible_scopes": {AUDITOR},
+    **{key: {AUDITOR} for key in ("visible_scopes", "reading", "begin_search", "search", "note_search")},
     # what the public ones, which run as their caller, pass its name on to
     "write_secret": {CLIENT},
     "read_secret": {CLIENT},
