@@ -70,6 +70,7 @@ begin
   return next;
 
   return query select * from meshaudit_private.journal_status();
+  return query select * from meshaudit_private.feed_status();
 end
 $$;
 revoke all on function meshaudit_private.status(text) from public;

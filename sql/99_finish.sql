@@ -7,7 +7,7 @@ begin
   if v_installer <> 'meshaudit_owner' and not (select r.rolsuper from pg_catalog.pg_roles r where r.rolname = v_installer) then
     execute format('grant usage on schema meshaudit to %I', v_installer);
     execute format('grant execute on function meshaudit.grant_auditor(text, text), meshaudit.revoke_auditor(text, text),
-      meshaudit.set_setting(text, text) to %I', v_installer);
+      meshaudit.set_setting(text, text), meshaudit.publish_feed() to %I', v_installer);
   end if;
 end
 $$;

@@ -30,14 +30,18 @@ FUNCTIONS = {
     "arm_journal": {OPERATOR},
     "disarm_journal": {OPERATOR},
     "seal": {OPERATOR},
+    "feed": {OPERATOR},
+    "feed_range": {AUDITOR},
+    "publish_feed": {ADMIN},
     "set_setting": {ADMIN},
     "grant_auditor": {ADMIN},
     "revoke_auditor": {ADMIN},
 }
-RELATIONS = {"audit_logs": {AUDITOR}}
+RELATIONS = {"audit_logs": {AUDITOR}, "audit_feed": {AUDITOR}}
 
 OF_THE_SEALER = (
     *("seal", "begin_seal", "seal_messages", "slot_works", "slot_goes_on", "schedule_sealing"),
+    *("feed", "feed_after_seal"),
     *("arm", "slot_to_make", "note_armed", "disarm", "begin_disarm", "note_disarmed"),
 )
 
@@ -45,6 +49,8 @@ OF_THE_SEALER = (
 # it takes USAGE on the schema, which nobody has.
 PRIVATE_FUNCTIONS = {
     **{key: {AUDITOR} for key in ("visible_scopes", "reading", "begin_search", "search", "note_search")},
+    "feed_scopes": {AUDITOR},
+    "feed_range": {AUDITOR},
     # what the public ones, which run as their caller, pass its name on to
     "write_secret": {CLIENT},
     "read_secret": {CLIENT},

@@ -119,6 +119,8 @@ create table meshaudit_private.settings (
   partition_interval text not null default 'month' check (partition_interval in ('month', 'week', 'day')),
   partitions_ahead int not null default 3 check (partitions_ahead between 1 and 400),
   reading_key bytea not null default sha256(uuid_send(gen_random_uuid()) || uuid_send(gen_random_uuid())),
+  feed_keep bigint not null default 100000 check (feed_keep between 1000 and 100000000),
+  realtime_roles text[] not null default array['supabase_admin', 'supabase_realtime_admin'],
   installed_at timestamptz not null default clock_timestamp(),
   maintained_at timestamptz,
   verified_at timestamptz,
@@ -132,6 +134,9 @@ comment on column meshaudit_private.settings.gateway_roles is
   'Logins whose request.jwt.claims and request.headers are believed (PostgREST''s login).';
 comment on column meshaudit_private.settings.api_roles is
   'Roles a gateway switches to for logged-in users; they may query the log once a JWT subject is made auditor.';
+comment on column meshaudit_private.settings.feed_keep is 'How many events the feed holds.';
+comment on column meshaudit_private.settings.realtime_roles is
+  'Logins that read the feed in the name of the subject in request.jwt.claims: Supabase''s Realtime. For entries their claims count for nothing.';
 comment on column meshaudit_private.settings.address_headers is
   'Request headers to take the client''s address from, best first; of a list, the last (nearest) address counts.';
 
@@ -381,6 +386,72 @@ alter table meshaudit_private.journal enable always trigger note_journal_used;
 comment on function meshaudit_private.journal_used() is 'Whether the journal is armed or required, or the vault in journal mode.';
 comment on function meshaudit_private.vault_in_journal() is 'Whether the vault is in journal mode.';
 comment on function meshaudit_private.note_journal_used() is 'Keeps journal_used() and vault_in_journal() true to the row.';
+
+-- sql/15_feed.sql
+
+-- The feed: what has happened, as a stream of events that may be subscribed to. One table, unpartitioned, because logical
+-- replication and Supabase's Realtime know no others; bounded, because it is a copy and the ledger is the record.
+--
+-- Invariants
+--   * feed_id runs 1, 2, 3 … without a gap, in the order in which events become visible: one transaction at a time adds
+--     to it (it holds the row of feed_state until its commit), so that "feed_id > the last I saw" misses nothing;
+--   * each entry that is committed after the installation comes once; feed_lanes says up to where each lane has been;
+--   * only this schema's functions write here.
+
+create table meshaudit.audit_feed (
+  feed_id bigint primary key,
+  id bigint,
+  secret_id text,
+  access_type text,
+  "timestamp" timestamptz,
+  user_identity text,
+  ip_address inet,
+  operation text,
+  outcome text,
+  secret_table text,
+  scope text not null,
+  identity_source text,
+  claimed_identity text,
+  db_user text,
+  db_role text,
+  application_name text,
+  user_agent text,
+  request_id text,
+  access_id uuid,
+  lane int,
+  seq bigint,
+  hash bytea,
+  kind text not null,
+  alert jsonb
+);
+
+alter table meshaudit.audit_feed enable row level security;
+
+comment on table meshaudit.audit_feed is
+  'The newest entries of the audit log, and alerts, as events in the order in which they became visible. A copy, bounded by the setting feed_keep.';
+comment on column meshaudit.audit_feed.feed_id is 'Number of the event: 1, 2, 3 … in the order of visibility.';
+comment on column meshaudit.audit_feed.id is 'As in audit_logs, like all columns up to hash. Null in an alert, where it tells nothing.';
+comment on column meshaudit.audit_feed.kind is 'entry or alert.';
+comment on column meshaudit.audit_feed.alert is 'What an alert says; null in an entry.';
+
+create table meshaudit_private.feed_state (
+  singleton boolean primary key default true check (singleton),
+  last_id bigint not null default 0,
+  ran_at timestamptz,
+  failed_at timestamptz,
+  failure text
+);
+insert into meshaudit_private.feed_state default values;
+comment on table meshaudit_private.feed_state is 'The last feed_id, and how the last run went: one row, and the lock of whoever feeds.';
+
+create table meshaudit_private.feed_lanes (
+  lane int primary key,
+  seq bigint not null
+) with (fillfactor = 50, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 2000);
+comment on table meshaudit_private.feed_lanes is 'Up to which seq each lane is in the feed; a lane without a row is not in it yet.';
+
+alter table meshaudit_private.feed_state enable row level security;
+alter table meshaudit_private.feed_lanes enable row level security;
 
 -- sql/20_entry_bytes.sql
 
@@ -1709,9 +1780,9 @@ language plpgsql volatile security definer set search_path = ''
 as $$
 begin
   if name not in ('gateway_roles', 'api_roles', 'address_headers', 'partition_interval', 'partitions_ahead',
-      'vault_mode', 'require_journal', 'journal_flush') or name is null then
+      'vault_mode', 'require_journal', 'journal_flush', 'feed_keep', 'realtime_roles') or name is null then
     raise exception 'no setting named "%"', pg_catalog."left"(name, 100) using errcode = 'MA005',
-      hint = 'Settings: gateway_roles, api_roles, address_headers (comma-separated lists), partition_interval (month, week or day), partitions_ahead (1 to 400), vault_mode (ledger or journal), require_journal, journal_flush (true or false).';
+      hint = 'Settings: gateway_roles, api_roles, address_headers (comma-separated lists), partition_interval (month, week or day), partitions_ahead (1 to 400), vault_mode (ledger or journal), require_journal, journal_flush (true or false), feed_keep (1000 to 100000000), realtime_roles (a list).';
   end if;
   begin
     case name
@@ -1725,6 +1796,10 @@ begin
         update meshaudit_private.settings set partition_interval = value where singleton;
       when 'partitions_ahead' then
         update meshaudit_private.settings set partitions_ahead = value::pg_catalog.int4 where singleton;
+      when 'feed_keep' then
+        update meshaudit_private.settings set feed_keep = value::pg_catalog.int8 where singleton;
+      when 'realtime_roles' then
+        update meshaudit_private.settings set realtime_roles = coalesce(meshaudit_private.list(value), '{}') where singleton;
       when 'vault_mode' then
         update meshaudit_private.journal set vault_mode = value where singleton;
       when 'require_journal' then
@@ -1734,7 +1809,7 @@ begin
     end case;
   exception when check_violation or not_null_violation or data_exception then
     raise exception 'bad value for setting "%"', name using errcode = 'MA005',
-      hint = 'Lists are comma-separated; partition_interval is month, week or day; partitions_ahead is 1 to 400; vault_mode is ledger or journal; require_journal and journal_flush are true or false.';
+      hint = 'Lists are comma-separated; partition_interval is month, week or day; partitions_ahead is 1 to 400; vault_mode is ledger or journal; require_journal and journal_flush are true or false; feed_keep is 1000 to 100000000.';
   end;
   insert into meshaudit_private.ledger (secret_id, access_type, operation, outcome, secret_table, scope)
     values (name, 'write', 'update', 'granted', 'meshaudit.settings', '*');
@@ -1756,7 +1831,8 @@ as $$
   from meshaudit_private.settings s, meshaudit_private.journal k,
     lateral (values ('gateway_roles', s.gateway_roles::pg_catalog.text), ('api_roles', s.api_roles::pg_catalog.text),
       ('address_headers', s.address_headers::pg_catalog.text), ('partition_interval', s.partition_interval),
-      ('partitions_ahead', s.partitions_ahead::pg_catalog.text), ('ledger_id', s.ledger_id::pg_catalog.text),
+      ('partitions_ahead', s.partitions_ahead::pg_catalog.text), ('feed_keep', s.feed_keep::pg_catalog.text),
+      ('realtime_roles', s.realtime_roles::pg_catalog.text), ('ledger_id', s.ledger_id::pg_catalog.text),
       ('vault_mode', k.vault_mode), ('require_journal', k.required::pg_catalog.text),
       ('journal_flush', k.flush::pg_catalog.text)) j (n, v)
   where j.n = name
@@ -1766,7 +1842,7 @@ grant execute on function meshaudit.get_setting(text) to meshaudit_auditor, mesh
 
 comment on function meshaudit_private.list(text) is 'A comma-separated list as an array; null if it is empty.';
 comment on function meshaudit.set_setting(text, text) is
-  'Changes a setting: gateway_roles, api_roles, address_headers (comma-separated), partition_interval (month, week, day), partitions_ahead (1 to 400), vault_mode (ledger, journal), require_journal, journal_flush (true, false). Recorded as an update of meshaudit.settings. Raises MA005 on a bad name or value.';
+  'Changes a setting: gateway_roles, api_roles, address_headers (comma-separated), partition_interval (month, week, day), partitions_ahead (1 to 400), vault_mode (ledger, journal), require_journal, journal_flush (true, false), feed_keep (events), realtime_roles (logins). Recorded as an update of meshaudit.settings. Raises MA005 on a bad name or value.';
 comment on function meshaudit.get_setting(text) is 'A setting''s value as text (or ledger_id); null if there is none of that name.';
 
 -- sql/42_vault_api.sql
@@ -2643,6 +2719,7 @@ begin
   return next;
 
   return query select * from meshaudit_private.journal_status();
+  return query select * from meshaudit_private.feed_status();
 end
 $$;
 revoke all on function meshaudit_private.status(text) from public;
@@ -2974,8 +3051,8 @@ comment on function meshaudit_private.seal_messages(pg_lsn[], bytea[], pg_lsn, b
 
 -- sql/73_seal.sql
 
--- meshaudit.seal(): reads the slot and seals. Runs as its caller, who needs REPLICATION (Postgres asks for it) and
--- meshaudit_operator; what touches the ledger is in SECURITY DEFINER functions.
+-- What meshaudit.seal() (79_tick.sql) is made of: reads the slot and seals. Runs as its caller, who needs REPLICATION
+-- (Postgres asks for it) and meshaudit_operator; what touches the ledger is in SECURITY DEFINER functions.
 
 -- Takes the sealer's place; no row: somebody else has it.
 create function meshaudit_private.begin_seal() returns table (slot_name text, sealed_lsn pg_lsn)
@@ -3060,15 +3137,7 @@ end;
 revoke all on function meshaudit_private.seal(int) from public;
 grant execute on function meshaudit_private.seal(int) to meshaudit_operator;
 
-create function meshaudit.seal() returns bigint
-language sql volatile security invoker
-return meshaudit_private.seal(100000);
-revoke all on function meshaudit.seal() from public;
-grant execute on function meshaudit.seal() to meshaudit_operator;
-
 comment on function meshaudit_private.seal(int) is 'meshaudit.seal(), for at most so many messages.';
-comment on function meshaudit.seal() is
-  'Seals the journal: makes entries of its records that have none (rolled back, READ ONLY, denied, journal mode). Returns how many. Call it again until it returns 0. Needs meshaudit_operator and REPLICATION. One at a time: 0 if another runs. Raises MA002 if the journal is not armed or its slot is lost.';
 
 -- sql/74_arm.sql
 
@@ -3337,6 +3406,335 @@ end
 $$;
 comment on function meshaudit_private.journal_status() is 'The journal''s checks for meshaudit.status().';
 
+-- sql/76_feed.sql
+
+-- Feeding: entries of the ledger become events of the feed; and who sees and who writes them.
+--
+-- What is new is found by lanes. A lane is locked until its transaction commits, and its seq has no gap: so the entries
+-- up to the lane's committed head are all there, and the next that come have higher numbers. No access takes part in it.
+
+-- Writing by hand is refused, to everybody. The owner's functions run as it, while SET ROLE and a login show.
+create function meshaudit_private.guard_feed() returns trigger
+language plpgsql volatile set search_path = ''
+as $$
+begin
+  if tg_op in ('UPDATE', 'TRUNCATE') or current_user <> 'meshaudit_owner' or session_user = 'meshaudit_owner'
+     or pg_catalog.current_setting('role') = 'meshaudit_owner' then
+    raise exception 'what meshaudit has told is append-only: % is refused', pg_catalog.lower(tg_op)
+      using errcode = 'MA003', hint = 'Only meshaudit''s own functions write here.';
+  end if;
+  return null;
+end
+$$;
+comment on function meshaudit_private.guard_feed() is 'Raises MA003 unless a function of this schema adds or prunes.';
+
+create trigger append_only before insert or update or delete or truncate on meshaudit.audit_feed
+  for each statement execute function meshaudit_private.guard_feed();
+alter table meshaudit.audit_feed enable always trigger append_only;
+
+-- The scopes whose events the caller may see. Realtime asks as a login of its own, in the name of each subscriber: there,
+-- and only for the feed, the subject is that of the subscriber's claims.
+create function meshaudit_private.feed_scopes(p_role text) returns text[]
+language plpgsql stable security definer set search_path = ''
+as $$
+declare
+  v_claims constant pg_catalog.text := pg_catalog.current_setting('request.jwt.claims', true);
+begin
+  if v_claims <> '' and (select session_user = any (s.realtime_roles) from meshaudit_private.settings s) then
+    return (
+      select coalesce(pg_catalog.array_agg(a.scope), '{}') from meshaudit_private.auditors a
+      where a.identity_source = 'jwt'
+        and a.identity = meshaudit_private.clean(meshaudit_private.member(v_claims, 'sub'), 256)
+    );
+  end if;
+  return meshaudit_private.visible_scopes(p_role);
+end
+$$;
+revoke all on function meshaudit_private.feed_scopes(text) from public;
+grant execute on function meshaudit_private.feed_scopes(text) to meshaudit_auditor;
+comment on function meshaudit_private.feed_scopes(text) is
+  'Scopes of the feed that a role, the request''s JWT subject or Realtime''s subscriber may read; ''*'' is all.';
+
+create policy auditors_read on meshaudit.audit_feed for select to meshaudit_auditor
+  using ('*' = any ((select meshaudit_private.feed_scopes(current_user))::text[])
+         or scope = any ((select meshaudit_private.feed_scopes(current_user))::text[]));
+grant select on meshaudit.audit_feed to meshaudit_auditor;
+
+-- Adds the entries in these ranges of lanes, of one side of p_since. Returns how many. The settings keep the plan to what
+-- it should be, whatever the statistics say: an index's range a lane and partition.
+create function meshaudit_private.copy_to_feed(
+  p_lanes int[], p_after bigint[], p_upto bigint[], p_last_id bigint, p_since timestamptz, p_before timestamptz
+) returns bigint
+language plpgsql volatile
+set search_path = '' set enable_hashjoin = off set enable_mergejoin = off set enable_seqscan = off set enable_bitmapscan = off
+as $$
+declare
+  v_rows pg_catalog.int8;
+begin
+  insert into meshaudit.audit_feed (
+      feed_id, id, secret_id, access_type, "timestamp", user_identity, ip_address, operation, outcome, secret_table, scope,
+      identity_source, claimed_identity, db_user, db_role, application_name, user_agent, request_id, access_id, lane, seq,
+      hash, kind)
+    select p_last_id + pg_catalog.row_number() over (order by l.id), l.id, l.secret_id, l.access_type, l."timestamp",
+      l.user_identity, l.ip_address, l.operation, l.outcome, l.secret_table, l.scope, l.identity_source,
+      l.claimed_identity, l.db_user, l.db_role, l.application_name, l.user_agent, l.request_id, l.access_id, l.lane,
+      l.seq, l.hash, 'entry'
+    from unnest(p_lanes, p_after, p_upto) m (lane, after, upto),
+      lateral (
+        select e.* from meshaudit_private.ledger e
+        where e.lane = m.lane and e.seq > m.after and e.seq <= m.upto
+          and e."timestamp" >= p_since and e."timestamp" < p_before
+        order by e.seq limit m.upto - m.after) l;
+  get diagnostics v_rows = row_count;
+  return v_rows;
+end
+$$;
+comment on function meshaudit_private.copy_to_feed(int[], bigint[], bigint[], bigint, timestamptz, timestamptz) is
+  'Adds the entries of ranges of lanes, recorded in a range of time, to the feed; returns how many.';
+
+-- Adds what has been committed since the last run, at most p_limit entries; returns how many.
+create function meshaudit_private.feed_entries(p_last_id bigint, p_limit int) returns bigint
+language plpgsql volatile set search_path = ''
+as $$
+declare
+  v_lanes pg_catalog.int4[];
+  v_after pg_catalog.int8[];
+  v_upto pg_catalog.int8[];
+  v_wanted pg_catalog.int8;
+  v_rows pg_catalog.int8;
+  v_recent constant pg_catalog.timestamptz := pg_catalog.clock_timestamp() - '1 day'::pg_catalog.interval;
+begin
+  -- a long batch in one lane lets the others go first
+  select pg_catalog.array_agg(t.lane), pg_catalog.array_agg(t.fed), pg_catalog.array_agg(t.upto),
+      pg_catalog.sum(t.upto - t.fed)
+    into v_lanes, v_after, v_upto, v_wanted
+    from (
+      select m.lane, m.fed, least(m.seq, m.fed + p_limit - (m.total - (m.seq - m.fed))) as upto
+      from (
+        select h.lane, h.seq, coalesce(f.seq, 0) as fed,
+          pg_catalog.sum(h.seq - coalesce(f.seq, 0)) over (order by h.seq - coalesce(f.seq, 0), h.lane) as total
+        from meshaudit_private.lane_heads h
+        left join meshaudit_private.feed_lanes f on f.lane = h.lane
+        where h.seq > coalesce(f.seq, 0)) m
+      where m.total - (m.seq - m.fed) < p_limit) t;
+  if v_lanes is null then
+    return 0;
+  end if;
+  v_rows := meshaudit_private.copy_to_feed(v_lanes, v_after, v_upto, p_last_id, v_recent, 'infinity');
+  -- entries bear the time of their access: of a long transaction, or of a record that was sealed late, it is older
+  if v_rows < v_wanted then
+    v_rows := v_rows
+      + meshaudit_private.copy_to_feed(v_lanes, v_after, v_upto, p_last_id + v_rows, '-infinity', v_recent);
+  end if;
+  insert into meshaudit_private.feed_lanes as f (lane, seq)
+    select m.lane, m.upto from unnest(v_lanes, v_upto) m (lane, upto)
+    on conflict (lane) do update set seq = excluded.seq;
+  return v_rows;
+end
+$$;
+comment on function meshaudit_private.feed_entries(bigint, int) is
+  'Adds the entries that were committed since the last run to the feed, at most so many; returns how many.';
+
+-- One run: entries, then pruning, and the word to who listens. Returns the number of events added; 0 also if another runs.
+create function meshaudit_private.feed(p_limit int) returns bigint
+language plpgsql volatile security definer set search_path = ''
+as $$
+declare
+  s meshaudit_private.feed_state;
+  v_last pg_catalog.int8;
+  v_keep pg_catalog.int8;
+begin
+  if pg_catalog.current_setting('transaction_isolation') <> 'read committed' then
+    -- it must see entries that are committed after it began
+    raise exception 'feeding takes a READ COMMITTED transaction' using errcode = 'MA005',
+      hint = 'Run it in autocommit, or in a transaction of isolation level READ COMMITTED.';
+  end if;
+  select * into s from meshaudit_private.feed_state for update skip locked;
+  if not found then
+    return 0;
+  end if;
+  v_last := s.last_id + meshaudit_private.feed_entries(s.last_id, p_limit);
+
+  select c.feed_keep into v_keep from meshaudit_private.settings c;
+  -- more than a run adds: a lowered setting takes effect by and by
+  delete from meshaudit.audit_feed f
+    where f.feed_id <= least(v_last - v_keep, (select min(o.feed_id) from meshaudit.audit_feed o) + 2 * p_limit);
+  if v_last > s.last_id or s.ran_at is null or s.failure is not null
+     or s.ran_at < pg_catalog.clock_timestamp() - '5 seconds'::pg_catalog.interval then
+    update meshaudit_private.feed_state set
+      last_id = v_last, ran_at = pg_catalog.clock_timestamp(), failed_at = null, failure = null where singleton;
+  end if;
+  if v_last > s.last_id then
+    perform pg_catalog.pg_notify('meshaudit_feed', v_last::pg_catalog.text);
+  end if;
+  return v_last - s.last_id;
+end
+$$;
+revoke all on function meshaudit_private.feed(int) from public;
+grant execute on function meshaudit_private.feed(int) to meshaudit_operator;
+comment on function meshaudit_private.feed(int) is 'meshaudit.feed(), for at most so many entries.';
+
+-- After sealing: whatever goes wrong here is noted, and undoes nothing that was sealed.
+create function meshaudit_private.feed_after_seal(p_limit int) returns bigint
+language plpgsql volatile security definer set search_path = ''
+as $$
+begin
+  return meshaudit_private.feed(p_limit);
+exception when others then
+  raise warning 'the feed was not filled: %', sqlerrm;
+  update meshaudit_private.feed_state set failed_at = pg_catalog.clock_timestamp(), failure = sqlerrm
+    where singleton and exists (select from meshaudit_private.feed_state s for update skip locked);
+  return 0;
+end
+$$;
+revoke all on function meshaudit_private.feed_after_seal(int) from public;
+grant execute on function meshaudit_private.feed_after_seal(int) to meshaudit_operator;
+comment on function meshaudit_private.feed_after_seal(int) is 'feed(), but a failure is only noted.';
+
+create function meshaudit_private.feed_range(out oldest bigint, out newest bigint)
+language sql stable security definer set search_path = ''
+as $$
+  select (select min(f.feed_id) from meshaudit.audit_feed f), s.last_id from meshaudit_private.feed_state s
+$$;
+revoke all on function meshaudit_private.feed_range() from public;
+grant execute on function meshaudit_private.feed_range() to meshaudit_auditor;
+comment on function meshaudit_private.feed_range() is 'meshaudit.feed_range().';
+
+-- It starts at the present, not with the whole history.
+insert into meshaudit_private.feed_lanes (lane, seq) select h.lane, h.seq from meshaudit_private.lane_heads h;
+
+-- sql/79_tick.sql
+
+-- One turn of the worker: seal what the journal holds, then feed. Feeding does without a journal, and by itself.
+
+create function meshaudit.feed() returns bigint
+language sql volatile security invoker
+return meshaudit_private.feed(10000);
+revoke all on function meshaudit.feed() from public;
+grant execute on function meshaudit.feed() to meshaudit_operator;
+
+create function meshaudit.seal() returns bigint
+language sql volatile security invoker
+begin atomic
+  with sealed as materialized (
+    select meshaudit_private.seal(100000) as entries
+  )
+  select s.entries from sealed s where meshaudit_private.feed_after_seal(10000) is not null;
+end;
+revoke all on function meshaudit.seal() from public;
+grant execute on function meshaudit.seal() to meshaudit_operator;
+
+create function meshaudit.feed_range(out oldest bigint, out newest bigint)
+language sql stable security invoker
+begin atomic
+  select r.oldest, r.newest from meshaudit_private.feed_range() r;
+end;
+revoke all on function meshaudit.feed_range() from public;
+grant execute on function meshaudit.feed_range() to meshaudit_auditor;
+
+comment on function meshaudit.feed() is
+  'Feeds meshaudit.audit_feed: adds the entries committed since the last run, at most 10,000, and drops the oldest events beyond the setting feed_keep. Returns how many events it added: call it again while that is 10,000 or more. seal() does it too. One at a time: 0 if another runs.';
+comment on function meshaudit.seal() is
+  'Seals the journal: makes entries of its records that have none (rolled back, READ ONLY, denied, journal mode), then feeds meshaudit.audit_feed. Returns how many entries it made. Call it again until it returns 0. Needs meshaudit_operator and REPLICATION. One at a time: 0 if another runs. Raises MA002 if the journal is not armed or its slot is lost.';
+comment on function meshaudit.feed_range() is
+  'The oldest and the newest feed_id there is, whoever may see those events: who has seen less than oldest - 1 has missed events, and finds them in audit_logs.';
+
+-- sql/80_realtime.sql
+
+-- Supabase's Realtime: the feed in the publication supabase_realtime. Adding a table takes the owner of the publication
+-- who also acts as the table's owner; nobody does the latter but while installing, or here.
+
+create function meshaudit.publish_feed() returns text
+language plpgsql volatile security invoker set search_path = ''
+as $$
+declare
+  v_joined pg_catalog.bool := false;
+begin
+  if not exists (select from pg_catalog.pg_publication p where p.pubname = 'supabase_realtime') then
+    return 'there is no publication supabase_realtime';
+  elsif exists (select from pg_catalog.pg_publication_tables t
+      where t.pubname = 'supabase_realtime' and t.schemaname = 'meshaudit' and t.tablename = 'audit_feed') then
+    return 'published already';
+  end if;
+  if not pg_catalog.pg_has_role(current_user, 'meshaudit_owner', 'USAGE') then
+    execute pg_catalog.format('grant meshaudit_owner to %I', current_user);
+    v_joined := true;
+  end if;
+  alter publication supabase_realtime add table meshaudit.audit_feed;
+  if v_joined then
+    execute pg_catalog.format('revoke meshaudit_owner from %I', current_user);
+  end if;
+  return 'published';
+end
+$$;
+revoke all on function meshaudit.publish_feed() from public;
+
+comment on function meshaudit.publish_feed() is
+  'Adds meshaudit.audit_feed to the publication supabase_realtime; says what it did. For who owns that publication and has installed meshaudit. To take it out: alter publication supabase_realtime drop table meshaudit.audit_feed.';
+
+create function meshaudit_private.feed_status() returns table ("check" text, ok boolean, detail text)
+language plpgsql volatile set search_path = ''
+as $$
+declare
+  s meshaudit_private.feed_state;
+  v_behind pg_catalog.int8;
+  v_age pg_catalog.interval;
+  v_list pg_catalog.text;
+begin
+  select * into s from meshaudit_private.feed_state;
+  select coalesce(pg_catalog.sum(h.seq - coalesce(f.seq, 0)), 0) into v_behind
+    from meshaudit_private.lane_heads h left join meshaudit_private.feed_lanes f on f.lane = h.lane
+    where h.seq > coalesce(f.seq, 0);
+  v_age := pg_catalog.clock_timestamp() - s.ran_at;
+  "check" := 'feed';
+  ok := s.failure is null and (v_behind = 0 or v_age < '60 seconds'::pg_catalog.interval) and v_behind < 100000;
+  detail := coalesce('fails: ' || pg_catalog."left"(s.failure, 200) || '; ', '')
+    || pg_catalog.format('%s entries behind, last run %s', v_behind,
+      coalesce(pg_catalog.round(extract(epoch from v_age)) || ' seconds ago', 'never'))
+    || case when ok then '' else '; is meshaudit seal --follow running?' end;
+  return next;
+
+  "check" := 'realtime';
+  select pg_catalog.string_agg(distinct t.pubname, ', ') into v_list
+    from pg_catalog.pg_publication_tables t where t.schemaname = 'meshaudit_private';
+  if v_list is not null then
+    ok := false;
+    detail := 'publications that stream the inside of the log and the vault: ' || v_list || '; name their tables instead of all';
+  elsif not exists (select from pg_catalog.pg_publication p where p.pubname = 'supabase_realtime') then
+    ok := true;
+    detail := 'no publication supabase_realtime';
+  else
+    ok := exists (select from pg_catalog.pg_publication_tables t
+      where t.pubname = 'supabase_realtime' and t.schemaname = 'meshaudit' and t.tablename = 'audit_feed');
+    detail := case when ok then 'supabase_realtime publishes the feed'
+      else 'supabase_realtime does not publish the feed; as its owner: select meshaudit.publish_feed()' end;
+  end if;
+  return next;
+end
+$$;
+comment on function meshaudit_private.feed_status() is 'The feed''s checks for meshaudit.status().';
+
+-- sql/98_publish_feed.sql
+
+-- Adds the feed to supabase_realtime where that is there, as the installer, while it is a member of the owner.
+
+do $$
+begin
+  execute format('set local role %I', current_setting('meshaudit.installer'));
+end
+$$;
+
+do $$
+begin
+  perform meshaudit.publish_feed();
+exception when insufficient_privilege or object_not_in_prerequisite_state or invalid_parameter_value or feature_not_supported then
+  raise notice 'the feed is not in the publication supabase_realtime: %', sqlerrm
+    using hint = 'As who owns it and has installed meshaudit: select meshaudit.publish_feed();';
+end
+$$;
+
+set local role meshaudit_owner;
+
 -- sql/99_finish.sql
 
 -- The installer steps back: the right to call what is not for clients, and no more membership in the owner.
@@ -3348,7 +3746,7 @@ begin
   if v_installer <> 'meshaudit_owner' and not (select r.rolsuper from pg_catalog.pg_roles r where r.rolname = v_installer) then
     execute format('grant usage on schema meshaudit to %I', v_installer);
     execute format('grant execute on function meshaudit.grant_auditor(text, text), meshaudit.revoke_auditor(text, text),
-      meshaudit.set_setting(text, text) to %I', v_installer);
+      meshaudit.set_setting(text, text), meshaudit.publish_feed() to %I', v_installer);
   end if;
 end
 $$;
