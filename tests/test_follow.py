@@ -70,7 +70,7 @@ def test_every_entry_once_over_restarts(server: Server, tmp_path: Path) -> None:
                 written.append(write(conn, f"key {number}"))
 
     def told() -> list[str]:
-        return [entry["secret_id"] for entry in entries(out)]
+        return [e["secret_id"] for e in entries(out) if e["secret_table"] == "meshaudit.secrets"]
 
     args = ("logs", "--follow", "--format", "json", "--operation", "create", "--scope", "a")
     with program(server.dsn(user="auditor"), out, *args) as follower:
@@ -107,7 +107,7 @@ def test_a_feed_that_nobody_fills_is_told(db: Db, tmp_path: Path) -> None:
         wait_until(lambda: b"not being filled" in out.with_suffix(".err").read_bytes(), 30, "the hint")
         assert out.read_bytes() == b""
         db.su.execute("select meshaudit.feed()")
-        wait_until(lambda: b"write" not in out.read_bytes() and out.read_bytes(), 20, "what was fed then")
+        wait_until(lambda: b"create" in out.read_bytes(), 20, "what was fed then")
 
 
 def test_what_has_left_the_feed_is_no_silent_gap(db: Db) -> None:
