@@ -6,6 +6,7 @@
 #   make generate          rebuild what is generated from sql/
 #   make torture [PG=…]    kill -9 of the sealer and the server under load, some minutes long
 #   make bench             benchmarks/results.json
+#   make bench-search     benchmarks/search.json: ten million entries; ARGS="--rows 100000" for fewer
 #   make dist              wheel, sdist and the single-file install
 
 SHELL := /bin/sh
@@ -85,6 +86,10 @@ format: $(DEV)
 .PHONY: bench
 bench: $(DEV)
 	@$(PY) -m benchmarks $(ARGS)
+
+.PHONY: bench-search
+bench-search: $(DEV)
+	@$(PY) -m benchmarks.search $(ARGS)
 
 .PHONY: dist
 dist: $(DEV)

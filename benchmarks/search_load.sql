@@ -1,4 +1,4 @@
--- Ten million entries as a year of use would leave them: %(rows)s entries over twelve months, chained in lanes, so that
+-- Entries as a year of use would leave them, over twelve months, chained in lanes, so that
 -- verify() finds them intact. There is no way to forge time in the product: a superuser fills tables that are attached as
 -- partitions afterwards.
 

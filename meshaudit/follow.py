@@ -45,7 +45,11 @@ Connect = Callable[[], contextlib.AbstractContextManager[psycopg.Connection[Any]
 
 
 def follow(
-    connect: Connect, filters: Filters, show: Callable[[list[Entry]], None], note: Callable[[str], None], stop: Event
+    connect: Connect,
+    filters: Filters,
+    show: Callable[[list[Entry]], None],
+    note: Callable[[str], None],
+    stop: Event,
 ) -> None:
     """Show new entries until `stop` is set. Reconnects; raises what reconnecting would not mend."""
     follower = _Follower(filters, show, note, stop)

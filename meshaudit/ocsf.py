@@ -1,6 +1,6 @@
-"""Entries as events of the Open Cybersecurity Schema Framework: class Datastore Activity (6005), version 1.8.0.
+"""Entries as events of the Open Cybersecurity Schema Framework 1.8.0, class Datastore Activity (6005).
 
-What the schema has no place for stands under "unmapped", by its own name, so that nothing of an entry is lost.
+What the schema has no place for stands under "unmapped", by its own name: nothing of an entry is lost.
 """
 
 from datetime import UTC, datetime, timedelta

@@ -123,7 +123,8 @@ def test_what_has_left_the_feed_is_no_silent_gap(db: Db) -> None:
     db.su.execute("select meshaudit.set_setting('feed_keep', '1000')")
     for number in range(3):
         db.su.execute(
-            "select count(meshaudit.write_secret(%s || i, 'v')) from generate_series(1, 900) i", [f"{number} "]
+            "select count(meshaudit.write_secret(%s || i, 'v')) from generate_series(1, 900) i",
+            [f"{number} "],
         )
         db.su.execute("select meshaudit.feed()")
     follower.last = 100

@@ -12,8 +12,8 @@ from tests.support import Db
 
 Conn = psycopg.Connection[Any]
 TOLD = (
-    "select secret_id, operation, outcome, user_identity, db_role, scope, access_type from meshaudit.audit_logs"
-    " where secret_table = 'meshaudit.audit_logs' order by id"
+    "select secret_id, operation, outcome, user_identity, db_role, scope, access_type"
+    " from meshaudit.audit_logs where secret_table = 'meshaudit.audit_logs' order by id"
 )
 
 
@@ -53,11 +53,13 @@ QUERIES = {
     "count": "select count(*) from meshaudit.audit_logs",
     "nothing found": "select * from meshaudit.audit_logs where secret_id = 'nothing'",
     "one column": "select hash from meshaudit.audit_logs order by lane limit 1",
-    "correlated": "select (select max(l.seq) from meshaudit.audit_logs l where l.lane = g) from generate_series(1, 9) g",
-    "cursor": "begin; declare c cursor for select * from meshaudit.audit_logs; fetch 1 from c; fetch 1 from c; commit",
+    "correlated": "select (select max(l.seq) from meshaudit.audit_logs l where l.lane = g)"
+    " from generate_series(1, 9) g",
+    "cursor": "begin; declare c cursor for select * from meshaudit.audit_logs; fetch 1 from c; fetch 1 from c;"
+    " commit",
     "copy": "copy (select * from meshaudit.audit_logs) to stdout",
-    "postgrest": "with pgrst_source as (select audit_logs.* from meshaudit.audit_logs where scope = 'a' limit 5 offset 0)"
-    " select count(*), json_agg(t) from (select * from pgrst_source) t",
+    "postgrest": "with pgrst_source as (select audit_logs.* from meshaudit.audit_logs where scope = 'a'"
+    " limit 5 offset 0) select count(*), json_agg(t) from (select * from pgrst_source) t",
     "explain analyze": "explain analyze select * from meshaudit.audit_logs",
 }
 
@@ -119,7 +121,7 @@ def test_who_sees_nothing_is_denied(db: Db) -> None:
 
 
 def test_read_only(db: Db, auditor: Conn) -> None:
-    """Without a journal there is nowhere to record it; with one there is; who insists on it gets nothing without."""
+    """Without a journal nothing records it; with one it is recorded; require_journal refuses without one."""
     auditor.execute("set default_transaction_read_only = on")
     assert len(auditor.execute(SEARCH).fetchall()) == 2
     auditor.execute("select * from meshaudit.audit_logs")

@@ -1,4 +1,4 @@
-"""Which plans searches get, as the auditors who run them: an index for every filter, and no other partition than needed.
+"""The plans that searches get, as auditors: an index for every filter, no partition that is not needed.
 
 The plans are those of search_audit_logs() itself, told by auto_explain.
 """
@@ -12,25 +12,27 @@ import pytest
 from tests.support import Db
 
 Conn = psycopg.Connection[Any]
-MONTHS = 12
-
 FILL = """
 create function pg_temp.fill() returns void language plpgsql as $$
-declare v_start timestamptz;
+declare
+  v_start timestamptz;
+  v_name text;
 begin
   for i in 0 .. 11 loop
-    v_start := (timestamptz '2025-01-01 00:00+00' at time zone 'UTC' + make_interval(months => i)) at time zone 'UTC';
-    execute 'set local role meshaudit_owner';
+    v_start := make_timestamptz(2025, i + 1, 1, 0, 0, 0, 'UTC');
+    v_name := meshaudit_private.partition_name(v_start, 'month');
+    set local role meshaudit_owner;
     perform meshaudit_private.add_partition(v_start, 'month');
-    execute 'reset role';
-    execute format('alter table meshaudit_private.%I disable trigger all', meshaudit_private.partition_name(v_start, 'month'));
-    execute format($f$
-      insert into meshaudit_private.ledger (id, secret_id, access_type, "timestamp", user_identity, ip_address, operation,
-        outcome, secret_table, scope, db_user, lane, seq)
-      select %s + n, 'secret ' || n %% 97, case when n %% 50 = 0 then 'write' else 'read' end, %L::timestamptz + n * interval '5 minutes',
-        'user ' || n %% 89, inet '10.0.0.0' + n %% 500, case when n %% 50 <> 0 then 'read' when n %% 100 = 0 then 'create' else 'update' end,
-        case n %% 200 when 0 then 'denied' when 1 then 'rolled_back' else 'granted' end, 't', 'scope ' || n %% 83, 'u', 1, %s + n
-      from generate_series(1, 4000) n $f$, i * 4000, v_start, i * 4000);
+    reset role;
+    execute format('alter table meshaudit_private.%I disable trigger all', v_name);
+    insert into meshaudit_private.ledger (id, secret_id, access_type, "timestamp", user_identity, ip_address,
+        operation, outcome, secret_table, scope, db_user, lane, seq)
+      select i * 4000 + n, 'secret ' || n % 97, case when n % 50 = 0 then 'write' else 'read' end,
+        v_start + n * interval '5 minutes', 'user ' || n % 89, inet '10.0.0.0' + n % 500,
+        case when n % 50 <> 0 then 'read' when n % 100 = 0 then 'create' else 'update' end,
+        case n % 200 when 0 then 'denied' when 1 then 'rolled_back' else 'granted' end,
+        't', 'scope ' || n % 83, 'u', 1, i * 4000 + n
+      from generate_series(1, 4000) n;
   end loop;
 end $$;
 select pg_temp.fill();
@@ -60,7 +62,10 @@ FILTERS: dict[str, tuple[dict[str, Any], str]] = {
         {"user_identity": "user 5", "from_time": "2025-03-10 00:00+00", "to_time": "2025-04-01 00:00+00"},
         "user_identity_timestamp_id_idx",
     ),
-    "secret, identity": ({"secret_id": "secret 5", "user_identity": "user 5"}, "secret_id_timestamp_id_idx|user_identity_timestamp_id_idx"),
+    "secret, identity": (
+        {"secret_id": "secret 5", "user_identity": "user 5"},
+        "secret_id_timestamp_id_idx|user_identity_timestamp_id_idx",
+    ),
 }
 
 

@@ -1949,12 +1949,19 @@ $$;
 revoke all on function meshaudit_private.reading(text) from public;
 grant execute on function meshaudit_private.reading(text) to meshaudit_auditor;
 
+create function meshaudit_private.bypasses(p_role text) returns boolean
+language sql stable set search_path = ''
+as $$
+  select exists (select from pg_catalog.pg_roles r where r.rolname = p_role and (r.rolsuper or r.rolbypassrls))
+$$;
+
 -- Who may see nothing is denied, though not by an error.
 create function meshaudit_private.reading_outcome(p_role text) returns text
 language plpgsql stable set search_path = ''
 as $$
 begin
-  return case when meshaudit_private.visible_scopes(p_role) = '{}' then 'denied' else 'granted' end;
+  return case when not meshaudit_private.bypasses(p_role) and meshaudit_private.visible_scopes(p_role) = '{}'
+    then 'denied' else 'granted' end;
 end
 $$;
 
@@ -1985,7 +1992,7 @@ declare
   v_start meshaudit_private.search_start;
 begin
   v_start.token := meshaudit_private.search_token(pg_catalog.gen_random_uuid()::pg_catalog.text);
-  if pg_catalog.pg_has_role(p_role, 'meshaudit_auditor', 'USAGE') then
+  if not meshaudit_private.bypasses(p_role) then
     v_start.scopes := meshaudit_private.visible_scopes(p_role);
     if '*' = any (v_start.scopes) then
       v_start.scopes := null;
@@ -2015,6 +2022,7 @@ comment on type meshaudit_private.search_start is 'What a search needs to know o
 comment on function meshaudit_private.record_reading(text, text, text) is
   'Records that the log was read, in the ledger or the journal; where neither can, only if require_journal is on raises MA002.';
 comment on function meshaudit_private.reading(text) is 'Records a query of the view audit_logs, unless it is a search''s own.';
+comment on function meshaudit_private.bypasses(text) is 'Whether row security does not apply to a role.';
 comment on function meshaudit_private.reading_outcome(text) is 'granted, or denied for a role that sees no scope.';
 comment on function meshaudit_private.search_token(text) is 'What a search shows to reading(): a nonce, and a keyed hash of it for this session.';
 comment on function meshaudit_private.is_search(text) is 'Whether a token was made by begin_search() in this session.';
