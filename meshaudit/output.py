@@ -5,6 +5,7 @@ never reach a terminal with control characters in them.
 """
 
 import csv
+import io
 import json
 import os
 import re
@@ -132,12 +133,13 @@ class CsvWriter:
     """A header, then a row for each entry; NULL is empty."""
 
     def __init__(self, out: TextIO) -> None:
-        self._csv = csv.writer(out, lineterminator="\n")
+        self._out = out
         self._begun = False
 
     def page(self, entries: Sequence[Entry]) -> None:
         self._begin()
-        self._csv.writerows(map(harmless, record(entry).values()) for entry in entries)
+        for entry in entries:
+            self._row(map(harmless, record(entry).values()))
 
     def end(self) -> None:
         self._begin()
@@ -145,8 +147,14 @@ class CsvWriter:
     def _begin(self) -> None:
         # Not before there is a result: a search that fails prints nothing on stdout.
         if not self._begun:
-            self._csv.writerow(COLUMNS)
+            self._row(COLUMNS)
             self._begun = True
+
+    def _row(self, cells: Iterable[Any]) -> None:
+        # The writer quotes only what its own line end is made of: \r would break a row in two.
+        line = io.StringIO()
+        csv.writer(line, lineterminator="\r\n").writerow(cells)
+        self._out.write(line.getvalue()[:-2] + "\n")
 
 
 class TableWriter:

@@ -1,4 +1,4 @@
-"""Formats of meshaudit logs: OCSF by its published schema, CSV that no spreadsheet executes; times as typed."""
+"""Formats of meshaudit logs: OCSF by its schema, CSV that no spreadsheet executes; times as typed."""
 
 import csv
 import io

@@ -58,8 +58,8 @@ QUERIES = {
     "cursor": "begin; declare c cursor for select * from meshaudit.audit_logs; fetch 1 from c; fetch 1 from c;"
     " commit",
     "copy": "copy (select * from meshaudit.audit_logs) to stdout",
-    "postgrest": "with pgrst_source as (select audit_logs.* from meshaudit.audit_logs where scope = 'a'"
-    " limit 5 offset 0) select count(*), json_agg(t) from (select * from pgrst_source) t",
+    "postgrest": "with pgrst_source as (select audit_logs.* from meshaudit.audit_logs"
+    " where scope = 'a' limit 5 offset 0) select count(*), json_agg(t) from (select * from pgrst_source) t",
     "explain analyze": "explain analyze select * from meshaudit.audit_logs",
 }
 
