@@ -55,7 +55,8 @@ QUERIES = {
     "one column": "select hash from meshaudit.audit_logs order by lane limit 1",
     "correlated": "select (select max(l.seq) from meshaudit.audit_logs l where l.lane = g)"
     " from generate_series(1, 9) g",
-    "cursor": "begin; declare c cursor for select * from meshaudit.audit_logs; fetch 1 from c; fetch 1 from c;"
+    "cursor": "begin; declare c cursor for select * from"
+    " meshaudit.audit_logs; fetch 1 from c; fetch 1 from c;"
     " commit",
     "copy": "copy (select * from meshaudit.audit_logs) to stdout",
     "postgrest": "with pgrst_source as (select audit_logs.* from meshaudit.audit_logs"
