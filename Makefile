@@ -9,6 +9,7 @@
 #   make bench-api         the memory of an export of a million entries
 #   make fuzz-api          schemathesis against the HTTP API, some minutes long
 #   make dist              wheel, sdist, and SQL for psql, Supabase's CLI and database.dev
+#   make bench-search     benchmarks/search.json: ten million entries; ARGS="--rows 100000" for fewer
 
 SHELL := /bin/sh
 MAKEFLAGS += --no-print-directory
@@ -94,6 +95,10 @@ bench-api: $(DEV)
 
 fuzz-api: $(DEV)
 	@$(PY) -m tests.fuzz_api
+
+.PHONY: bench-search
+bench-search: $(DEV)
+	@$(PY) -m benchmarks.search $(ARGS)
 
 .PHONY: dist
 dist: $(DEV)

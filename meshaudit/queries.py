@@ -48,7 +48,7 @@ class Entry:
     access_id: UUID
     lane: int
     seq: int
-    prev_hash: bytes
+    prev_hash: bytes | None  # None in what comes from the feed
     hash: bytes
     cursor: str
 

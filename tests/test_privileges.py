@@ -65,7 +65,7 @@ OF_PROTECT = (
 # Schema meshaudit_private: its owner's, but for what a query on the view is checked against. Naming any of
 # it takes USAGE on the schema, which nobody has.
 PRIVATE_FUNCTIONS = {
-    "visible_scopes": {AUDITOR},
+    **{key: {AUDITOR} for key in ("visible_scopes", "reading", "begin_search", "search", "note_search")},
     "feed_scopes": {AUDITOR},
     "acknowledge_alert": {AUDITOR},
     "feed_range": {AUDITOR},

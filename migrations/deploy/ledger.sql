@@ -123,6 +123,7 @@ create table meshaudit_private.settings (
   address_headers text[] not null default array['cf-connecting-ip', 'x-forwarded-for'],
   partition_interval text not null default 'month' check (partition_interval in ('month', 'week', 'day')),
   partitions_ahead int not null default 3 check (partitions_ahead between 1 and 400),
+  reading_key bytea not null default sha256(uuid_send(gen_random_uuid()) || uuid_send(gen_random_uuid())),
   feed_keep bigint not null default 100000 check (feed_keep between 1000 and 100000000),
   realtime_roles text[] not null default array['supabase_admin', 'supabase_realtime_admin'],
   installed_at timestamptz not null default clock_timestamp(),
@@ -143,6 +144,8 @@ comment on column meshaudit_private.settings.realtime_roles is
   'Logins that read the feed in the name of the subject in request.jwt.claims: Supabase''s Realtime. For entries their claims count for nothing.';
 comment on column meshaudit_private.settings.address_headers is
   'Request headers to take the client''s address from, best first; of a list, the last (nearest) address counts.';
+
+comment on column meshaudit_private.settings.reading_key is 'Key of the tokens that searches show (49_readings.sql).';
 
 insert into meshaudit_private.settings default values;
 
@@ -195,6 +198,13 @@ create table meshaudit_private.ledger (
 create index ledger_time on meshaudit_private.ledger ("timestamp", id);
 create index ledger_secret on meshaudit_private.ledger (secret_id, "timestamp", id);
 create index ledger_identity on meshaudit_private.ledger (user_identity, "timestamp", id);
+-- an auditor of one scope asks for it in every query
+create index ledger_scope on meshaudit_private.ledger (scope, "timestamp", id);
+create index ledger_address on meshaudit_private.ledger (ip_address, "timestamp", id) where ip_address is not null;
+-- what is rare; a granted read, which is most of what happens, is in neither
+create index ledger_writes on meshaudit_private.ledger ("timestamp", id) where access_type = 'write';
+create index ledger_operation on meshaudit_private.ledger (operation, "timestamp", id) where operation <> 'read';
+create index ledger_outcome on meshaudit_private.ledger (outcome, "timestamp", id) where outcome <> 'granted';
 
 comment on table meshaudit_private.ledger is
   'Every access to a secret. Append-only, hash-chained; read it as meshaudit.audit_logs.';
@@ -2084,6 +2094,141 @@ comment on function meshaudit.read_secrets(uuid[]) is
 comment on function meshaudit.delete_secret(uuid) is
   'Deletes a secret; false if there is none. Its entries stay in the log. Recorded as delete.';
 
+-- sql/49_readings.sql
+
+-- Who reads the log leaves a trace in it: one entry a search, which says for what and how many entries were seen, and one
+-- entry for each time that a query names the view, which says no more.
+--
+-- Invariants
+--   * a query of the view meets the policy's reading(), once, before it sees a row; meshaudit's own definer functions
+--     (verify, checkpoint, sealing) are the owner's, meet no policy, and record nothing here;
+--   * a search records itself when it knows the count. To reading() it shows a token that only these functions can make,
+--     and that no code of the caller's runs beside: it is there for the search's own query alone;
+--   * no secret is revealed here: where neither store takes the record (READ ONLY without a journal, a standby), the log
+--     is read all the same, unless setting require_journal is on.
+
+create function meshaudit_private.record_reading(p_what text, p_outcome text, p_role text) returns void
+language plpgsql volatile set search_path = ''
+as $$
+declare
+  v_recorded pg_catalog.bool := false;
+begin
+  if pg_catalog.current_setting('transaction_read_only') = 'off' then
+    insert into meshaudit_private.ledger (secret_id, operation, outcome, secret_table, scope, db_role)
+      values (pg_catalog."left"(p_what, 512), 'read', p_outcome, 'meshaudit.audit_logs', '*', p_role);
+    return;
+  end if;
+  if not meshaudit_private.journal_used() then
+    return;
+  end if;
+  begin
+    v_recorded := meshaudit_private.journal_access(
+      'read', p_outcome, pg_catalog."left"(p_what, 512), 'meshaudit.audit_logs', '*', p_role);
+  exception when sqlstate 'MA002' then
+    null;
+  end;
+  if not v_recorded and (select j.required from meshaudit_private.journal j) then
+    perform meshaudit_private.refuse_unrecorded();
+  end if;
+end
+$$;
+
+-- In the policy, as an InitPlan that gates the query. STABLE, so that the planner evaluates it once; what it calls is not.
+create function meshaudit_private.reading(p_role text) returns boolean
+language plpgsql stable security definer set search_path = ''
+as $$
+begin
+  if coalesce(pg_catalog.current_setting('meshaudit.search', true), '') <> ''
+     and meshaudit_private.is_search(pg_catalog.current_setting('meshaudit.search', true)) then
+    return true;
+  end if;
+  perform meshaudit_private.record_reading('a query', meshaudit_private.reading_outcome(p_role), p_role);
+  return true;
+end
+$$;
+revoke all on function meshaudit_private.reading(text) from public;
+grant execute on function meshaudit_private.reading(text) to meshaudit_auditor;
+
+create function meshaudit_private.bypasses(p_role text) returns boolean
+language sql stable set search_path = ''
+as $$
+  select exists (select from pg_catalog.pg_roles r where r.rolname = p_role and (r.rolsuper or r.rolbypassrls))
+$$;
+
+-- Who may see nothing is denied, though not by an error.
+create function meshaudit_private.reading_outcome(p_role text) returns text
+language plpgsql stable set search_path = ''
+as $$
+begin
+  return case when not meshaudit_private.bypasses(p_role) and meshaudit_private.visible_scopes(p_role) = '{}'
+    then 'denied' else 'granted' end;
+end
+$$;
+
+create function meshaudit_private.search_token(p_nonce text) returns text
+language sql stable set search_path = ''
+as $$
+  select p_nonce || pg_catalog.encode(pg_catalog.sha256(s.reading_key || pg_catalog.int4send(pg_catalog.pg_backend_pid())
+    || pg_catalog.convert_to(p_nonce, 'UTF8')), 'hex')
+  from meshaudit_private.settings s
+$$;
+
+-- Who can name the functions of this schema could make a token himself: his searches are recorded twice.
+create function meshaudit_private.is_search(p_token text) returns boolean
+language sql stable set search_path = ''
+as $$
+  select p_token = meshaudit_private.search_token(pg_catalog."left"(p_token, 36))
+    and not pg_catalog.has_schema_privilege(session_user, 'meshaudit_private', 'USAGE')
+    and not pg_catalog.pg_has_role(session_user, 'pg_read_all_data', 'MEMBER')
+$$;
+
+create type meshaudit_private.search_start as (token text, scopes text[], step interval);
+
+-- What a search needs to know; scopes is null where all are seen.
+create function meshaudit_private.begin_search(p_role text) returns meshaudit_private.search_start
+language plpgsql volatile security definer set search_path = ''
+as $$
+declare
+  v_start meshaudit_private.search_start;
+begin
+  v_start.token := meshaudit_private.search_token(pg_catalog.gen_random_uuid()::pg_catalog.text);
+  if not meshaudit_private.bypasses(p_role) then
+    v_start.scopes := meshaudit_private.visible_scopes(p_role);
+    if '*' = any (v_start.scopes) then
+      v_start.scopes := null;
+    end if;
+  end if;
+  v_start.step := (select ('1 ' || s.partition_interval)::pg_catalog.interval from meshaudit_private.settings s);
+  return v_start;
+end
+$$;
+revoke all on function meshaudit_private.begin_search(text) from public;
+grant execute on function meshaudit_private.begin_search(text) to meshaudit_auditor;
+
+create function meshaudit_private.note_search(p_what text, p_count bigint, p_role text) returns boolean
+language plpgsql volatile security definer set search_path = ''
+as $$
+begin
+  perform meshaudit_private.record_reading(
+    pg_catalog.format('search (%s): %s entries', pg_catalog."left"(p_what, 460), p_count),
+    meshaudit_private.reading_outcome(p_role), p_role);
+  return true;
+end
+$$;
+revoke all on function meshaudit_private.note_search(text, bigint, text) from public;
+grant execute on function meshaudit_private.note_search(text, bigint, text) to meshaudit_auditor;
+
+comment on type meshaudit_private.search_start is 'What a search needs to know of its caller and of the ledger.';
+comment on function meshaudit_private.record_reading(text, text, text) is
+  'Records that the log was read, in the ledger or the journal; where neither can, only if require_journal is on raises MA002.';
+comment on function meshaudit_private.reading(text) is 'Records a query of the view audit_logs, unless it is a search''s own.';
+comment on function meshaudit_private.bypasses(text) is 'Whether row security does not apply to a role.';
+comment on function meshaudit_private.reading_outcome(text) is 'granted, or denied for a role that sees no scope.';
+comment on function meshaudit_private.search_token(text) is 'What a search shows to reading(): a nonce, and a keyed hash of it for this session.';
+comment on function meshaudit_private.is_search(text) is 'Whether a token was made by begin_search() in this session.';
+comment on function meshaudit_private.begin_search(text) is 'A search''s token, and the scopes that its caller sees: null is all.';
+comment on function meshaudit_private.note_search(text, bigint, text) is 'Records a search, and how many entries it showed.';
+
 -- sql/50_auditor_functions.sql
 
 -- Granting and revoking the right to read the log; each is an entry itself.
@@ -2147,7 +2292,7 @@ end
 $$;
 revoke all on function meshaudit.revoke_auditor(text, text) from public;
 
--- The scopes that the caller may see. Runs once a query, as an InitPlan of the policy.
+-- The scopes that the caller may see. Runs once a query, as an InitPlan of the policy, after reading() (49_readings.sql).
 create function meshaudit_private.visible_scopes(p_role text) returns text[]
 language plpgsql stable security definer set search_path = ''
 as $$
@@ -2171,8 +2316,9 @@ revoke all on function meshaudit_private.visible_scopes(text) from public;
 grant execute on function meshaudit_private.visible_scopes(text) to meshaudit_auditor;
 
 create policy auditors_read on meshaudit_private.ledger for select to meshaudit_auditor
-  using ('*' = any ((select meshaudit_private.visible_scopes(current_user))::text[])
-         or scope = any ((select meshaudit_private.visible_scopes(current_user))::text[]));
+  using ((select meshaudit_private.reading(current_user))
+         and ('*' = any ((select meshaudit_private.visible_scopes(current_user))::text[])
+              or scope = any ((select meshaudit_private.visible_scopes(current_user))::text[])));
 
 -- For what tells about the whole log: raises MA001 unless the caller may see all of it, or operates it.
 create function meshaudit_private.require_whole_log(p_role text) returns void
@@ -2237,26 +2383,40 @@ comment on column meshaudit.audit_logs.hash is 'sha256 of prev_hash and the entr
 -- sql/52_search.sql
 
 -- Search, newest first, by keyset: page 100 costs what page 1 does.
+--
+-- Invariants
+--   * row security decides: the query is the caller's own, of the view. What begin_search() says of its scopes only lets
+--     the planner use the index on scope;
+--   * a page is looked for in spans of time, the newest first, each longer than the one before: planning all partitions
+--     would cost more than finding the page. In each, the query is planned for these very values;
+--   * all operators are leakproof but <<=, which is why a network is looked for as a range too.
 
 create function meshaudit.log_cursor("timestamp" timestamptz, id bigint) returns text
 language sql immutable set search_path = ''
 as $$
-  select pg_catalog.encode(pg_catalog.timestamptz_send("timestamp") operator(pg_catalog.||) pg_catalog.int8send(id), 'hex')
+  select pg_catalog.encode(c.place operator(pg_catalog.||) pg_catalog.substr(pg_catalog.sha256(c.place), 1, 4), 'hex')
+  from (select pg_catalog.timestamptz_send("timestamp") operator(pg_catalog.||) pg_catalog.int8send(id)) c (place)
 $$;
 revoke all on function meshaudit.log_cursor(timestamptz, bigint) from public;
 grant execute on function meshaudit.log_cursor(timestamptz, bigint) to meshaudit_auditor;
 
-create function meshaudit.search_audit_logs(
-  secret_id text default null, from_time timestamptz default null, to_time timestamptz default null,
-  user_identity text default null, access_type text default null, operation text default null,
-  outcome text default null, scope text default null, ip inet default null,
-  after text default null, page_size int default 100
+-- As the caller, who has no USAGE on this schema: it names nothing of it.
+create function meshaudit_private.search(
+  secret_id text, from_time timestamptz, to_time timestamptz, user_identity text, access_type text, operation text,
+  outcome text, scope text, ip inet, after text, page_size int, p_token text, p_scopes text[], p_step interval
 ) returns setof meshaudit.audit_logs
-language plpgsql stable security invoker set search_path = ''
+language plpgsql volatile security invoker set search_path = ''
 as $$
 declare
   v_time pg_catalog.timestamptz;
   v_id pg_catalog.int8;
+  v_micros pg_catalog.int8;
+  v_query pg_catalog.text;
+  v_left pg_catalog.int4 := page_size;
+  v_found pg_catalog.int4;
+  v_upper pg_catalog.timestamptz := coalesce(to_time, 'infinity');
+  v_lower pg_catalog.timestamptz;
+  v_span pg_catalog.interval := p_step;
 begin
   if page_size is null or page_size not between 1 and 1000 then
     raise exception 'page_size must be 1 to 1000' using errcode = 'MA005', hint = 'For more, pass the last row''s cursor as "after".';
@@ -2269,28 +2429,92 @@ begin
   elsif from_time >= to_time then
     raise exception 'from_time must be before to_time' using errcode = 'MA005', hint = 'The range is half-open: from_time <= timestamp < to_time.';
   elsif after is not null then
-    if after !~ '^[0-9a-f]{32}$' then
+    if after ~ '^[0-9a-f]{40}$' and pg_catalog.substr(after, 33) = pg_catalog.encode(
+        pg_catalog.substr(pg_catalog.sha256(pg_catalog.decode(pg_catalog.substr(after, 1, 32), 'hex')), 1, 4), 'hex') then
+      v_micros := ('x' || pg_catalog.substr(after, 1, 16))::pg_catalog."bit"(64)::pg_catalog.int8;
+      v_id := ('x' || pg_catalog.substr(after, 17, 16))::pg_catalog."bit"(64)::pg_catalog.int8;
+    end if;
+    -- more microseconds would not be exact, and no entry is that far
+    if v_micros is null or v_micros not between -9007199254740992 and 9007199254740992 then
       raise exception 'after is not a cursor' using errcode = 'MA005', hint = 'Take it from meshaudit.log_cursor(timestamp, id) of the last row seen.';
     end if;
-    v_time := '2000-01-01 00:00:00+00'::pg_catalog.timestamptz
-      + pg_catalog.make_interval(secs => 0) + (('x' || pg_catalog.substr(after, 1, 16))::pg_catalog."bit"(64)::pg_catalog.int8) * '1 microsecond'::pg_catalog.interval;
-    v_id := ('x' || pg_catalog.substr(after, 17, 16))::pg_catalog."bit"(64)::pg_catalog.int8;
+    v_time := '2000-01-01 00:00:00+00'::pg_catalog.timestamptz + v_micros * '1 microsecond'::pg_catalog.interval;
+    v_upper := least(v_upper, v_time + '1 microsecond'::pg_catalog.interval);
   end if;
-  return query execute 'select * from meshaudit.audit_logs l where true'
+  if from_time >= v_upper then
+    return;
+  end if;
+
+  v_query := 'select * from meshaudit.audit_logs l where l."timestamp" >= $2 and l."timestamp" < $3'
     || case when secret_id is not null then ' and l.secret_id = $1' else '' end
-    || case when from_time is not null then ' and l."timestamp" >= $2' else '' end
-    || case when to_time is not null then ' and l."timestamp" < $3' else '' end
     || case when user_identity is not null then ' and l.user_identity = $4' else '' end
     || case when access_type is not null then ' and l.access_type = $5' else '' end
     || case when operation is not null then ' and l.operation = $6' else '' end
     || case when outcome is not null then ' and l.outcome = $7' else '' end
-    || case when scope is not null then ' and l.scope = $8' else '' end
-    || case when ip is not null then ' and l.ip_address <<= $9' else '' end
-    || case when after is not null then ' and l."timestamp" <= $10 and (l."timestamp", l.id) < ($10, $11)' else '' end
-    || ' order by l."timestamp" desc, l.id desc limit $12'
-    using secret_id, from_time, to_time, user_identity, access_type, operation, outcome, scope, ip, v_time, v_id, page_size;
+    || case when scope is not null then ' and l.scope = $8'
+       when pg_catalog.cardinality(p_scopes) = 1 then ' and l.scope = ($13)[1]'
+       when p_scopes is not null then ' and l.scope = any ($13)' else '' end
+    || case when ip is null then ''
+       when pg_catalog.masklen(ip) = (case pg_catalog.family(ip) when 4 then 32 else 128 end) then ' and l.ip_address = $9'
+       else ' and l.ip_address <<= $9 and l.ip_address >= pg_catalog.network($9)::pg_catalog.inet
+         and l.ip_address <= pg_catalog.set_masklen(pg_catalog.broadcast($9), case pg_catalog.family($9) when 4 then 32 else 128 end)' end
+    || case when after is not null then ' and (l."timestamp", l.id) < ($10, $11)' else '' end
+    || ' order by l."timestamp" desc, l.id desc limit $12';
+  perform pg_catalog.set_config('meshaudit.search', p_token, true);
+  -- the first span ends where a partition begins
+  v_lower := pg_catalog.date_trunc(
+    case p_step when '1 day' then 'day' when '7 days' then 'week' else 'month' end,
+    least(v_upper - '1 microsecond'::pg_catalog.interval, pg_catalog.clock_timestamp()) at time zone 'UTC') at time zone 'UTC';
+  for i in 1 .. 6 loop
+    if i = 6 or v_lower < from_time then
+      v_lower := coalesce(from_time, '-infinity');
+    end if;
+    return query execute v_query
+      using secret_id, v_lower, v_upper, user_identity, access_type, operation, outcome, scope, ip, v_time, v_id, v_left, p_scopes;
+    get diagnostics v_found = row_count;
+    v_left := v_left - v_found;
+    exit when v_left = 0 or i = 6 or v_lower = from_time;
+    v_upper := v_lower;
+    v_lower := ((v_upper at time zone 'UTC') - v_span) at time zone 'UTC';
+    v_span := v_span * 2;
+  end loop;
+  perform pg_catalog.set_config('meshaudit.search', '', true);
 end
 $$;
+revoke all on function meshaudit_private.search(
+  text, timestamptz, timestamptz, text, text, text, text, text, inet, text, int, text, text[], interval) from public;
+grant execute on function meshaudit_private.search(
+  text, timestamptz, timestamptz, text, text, text, text, text, inet, text, int, text, text[], interval) to meshaudit_auditor;
+
+create function meshaudit.search_audit_logs(
+  secret_id text default null, from_time timestamptz default null, to_time timestamptz default null,
+  user_identity text default null, access_type text default null, operation text default null,
+  outcome text default null, scope text default null, ip inet default null,
+  after text default null, page_size int default 100
+) returns setof meshaudit.audit_logs
+language sql volatile security invoker
+begin atomic
+  with page as materialized (
+    select r.*
+    from meshaudit_private.begin_search(current_user) b,
+      lateral meshaudit_private.search(
+        search_audit_logs.secret_id, search_audit_logs.from_time, search_audit_logs.to_time,
+        search_audit_logs.user_identity, search_audit_logs.access_type, search_audit_logs.operation,
+        search_audit_logs.outcome, search_audit_logs.scope, search_audit_logs.ip, search_audit_logs.after,
+        search_audit_logs.page_size, b.token, b.scopes, b.step) r
+  )
+  select p.* from page p
+  where (select meshaudit_private.note_search(
+    pg_catalog.concat_ws(', ',
+      'secret_id ' || search_audit_logs.secret_id,
+      'from ' || pg_catalog.to_char(search_audit_logs.from_time at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'),
+      'to ' || pg_catalog.to_char(search_audit_logs.to_time at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'),
+      'user_identity ' || search_audit_logs.user_identity, 'access_type ' || search_audit_logs.access_type,
+      'operation ' || search_audit_logs.operation, 'outcome ' || search_audit_logs.outcome,
+      'scope ' || search_audit_logs.scope, 'ip ' || search_audit_logs.ip::text,
+      'after ' || search_audit_logs.after),
+    (select pg_catalog.count(*) from page), current_user));
+end;
 revoke all on function meshaudit.search_audit_logs(
   text, timestamptz, timestamptz, text, text, text, text, text, inet, text, int) from public;
 grant execute on function meshaudit.search_audit_logs(
@@ -2299,7 +2523,10 @@ grant execute on function meshaudit.search_audit_logs(
 comment on function meshaudit.log_cursor(timestamptz, bigint) is 'Cursor for search_audit_logs(after => …): the place behind the row of that timestamp and id.';
 comment on function meshaudit.search_audit_logs(
   text, timestamptz, timestamptz, text, text, text, text, text, inet, text, int) is
-  'Searches the log, newest first, under the caller''s row security. All filters optional and combined; from_time <= timestamp < to_time; ip may be a network; after is a cursor (meshaudit.log_cursor); page_size 1 to 1000. Raises MA005 on a bad filter.';
+  'Searches the log, newest first, under the caller''s row security; recorded, with the number of entries shown. All filters optional and combined; from_time <= timestamp < to_time; ip may be a network; after is a cursor (meshaudit.log_cursor); page_size 1 to 1000. Raises MA005 on a bad filter.';
+comment on function meshaudit_private.search(
+  text, timestamptz, timestamptz, text, text, text, text, text, inet, text, int, text, text[], interval) is
+  'A page of search_audit_logs(), for a token and scopes of begin_search().';
 
 -- sql/53_sees_everything.sql
 
