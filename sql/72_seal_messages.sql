@@ -55,7 +55,7 @@ as $$
   from (
     select x.lsn, x.key_id, x.genuine, x.r,
       case
-        when x.access_id is not null then x.access_id
+        when x.access_id is not null or not x.genuine then x.access_id
         when (x.r).writer ~ '-' then (x.r).writer::pg_catalog.uuid
         else meshaudit_private.digest_id(x.mac)
       end as access_id,
