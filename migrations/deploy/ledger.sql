@@ -333,13 +333,13 @@ create table meshaudit_private.journal_pending (
 );
 comment on table meshaudit_private.journal_pending is 'Records that wait for the end of their transaction.';
 
--- what has been sealed of late, against replays
+-- what has been sealed of late, against replays: a row for each run that made entries
 create table meshaudit_private.journal_seen (
-  access_id uuid primary key,
-  lsn pg_lsn not null
+  lsn pg_lsn primary key,
+  access_ids uuid[] not null
 );
-create index journal_seen_lsn on meshaudit_private.journal_seen (lsn);
 comment on table meshaudit_private.journal_seen is 'Accesses sealed of late: a record of one of them is a replay.';
+comment on column meshaudit_private.journal_seen.lsn is 'How far that run sealed; its records were all written before.';
 
 -- denials of a minute, for the bound on their number
 create table meshaudit_private.journal_denials (
@@ -721,11 +721,31 @@ return case
       p_user_agent, p_request_id, p_access_id)
 end;
 
+create function meshaudit_private.entry_head(p_lane int, p_seq bigint) returns bytea
+language sql stable parallel safe
+return pg_catalog.substr(pg_catalog.record_send(row(1, p_lane, p_seq)), 5);
+
 create function meshaudit_private.entry_hash(p_prev_hash bytea, p_lane int, p_seq bigint, p_tail bytea) returns bytea
 language sql stable parallel safe
-return pg_catalog.sha256(
-  p_prev_hash || pg_catalog.substr(pg_catalog.record_send(row(1, p_lane, p_seq)), 5) || p_tail
-);
+return pg_catalog.sha256(p_prev_hash || meshaudit_private.entry_head(p_lane, p_seq) || p_tail);
+
+-- The hashes of entries that follow each other, p_prev_hash in front: links[i] is the prev_hash of the i-th, links[i + 1]
+-- its hash. p_bytes: each one's head and tail. A bare loop, since nothing else can be done in sets about a chain.
+create function meshaudit_private.links(p_prev_hash bytea, p_bytes bytea[]) returns bytea[]
+language plpgsql immutable parallel safe set search_path = ''
+as $$
+declare
+  v_links pg_catalog.bytea[] := array[p_prev_hash];
+  v_bytes pg_catalog.bytea;
+  v_hash pg_catalog.bytea := p_prev_hash;
+begin
+  foreach v_bytes in array p_bytes loop
+    v_hash := pg_catalog.sha256(v_hash || v_bytes);
+    v_links := pg_catalog.array_append(v_links, v_hash);
+  end loop;
+  return v_links;
+end
+$$;
 
 create function meshaudit_private.genesis_hash(p_ledger_id uuid, p_lane int) returns bytea
 language sql stable parallel safe
@@ -740,6 +760,9 @@ comment on function meshaudit_private.entry_tail_portable(
 comment on function meshaudit_private.entry_tail(
   bigint, text, text, timestamptz, text, inet, text, text, text, text, text, text, text, text, text, text, text, uuid
 ) is 'Canonical bytes of an entry, version 1, from id on.';
+comment on function meshaudit_private.entry_head(int, bigint) is 'Canonical bytes of an entry, version 1, before its id.';
+comment on function meshaudit_private.links(bytea, bytea[]) is
+  'The hashes of entries that follow each other, the one before them in front.';
 comment on function meshaudit_private.entry_hash(bytea, int, bigint, bytea) is
   'sha256(prev_hash, version 1, lane, seq, tail): an entry''s hash.';
 comment on function meshaudit_private.genesis_hash(uuid, int) is 'What a lane''s first entry holds as prev_hash.';
@@ -1688,7 +1711,7 @@ comment on function meshaudit_private.journal_accesses(text, text[], text, text[
 --
 -- The first entry goes the ordinary way: it takes the lane and says who calls. The others are chained to it here and
 -- inserted in one statement, because a row trigger costs more than all the rest of an entry. The cost of an entry does
--- not grow with their number.
+-- not grow with their number. (unnest() gives its rows in order, and nothing here reorders them.)
 
 create function meshaudit_private.record_accesses(
   p_operation text, p_outcome text, p_secret_ids text[], p_secret_table text, p_scopes text[], p_role name
@@ -1701,9 +1724,8 @@ declare
   v_ids pg_catalog.int8[];
   v_times pg_catalog.timestamptz[];
   v_access_ids pg_catalog.uuid[];
-  v_prev_hashes pg_catalog.bytea[];
-  v_hashes pg_catalog.bytea[];
-  v_hash pg_catalog.bytea;
+  v_bytes pg_catalog.bytea[];
+  v_links pg_catalog.bytea[];
   j meshaudit_private.journal;
 begin
   if v_count = 0 then
@@ -1717,18 +1739,17 @@ begin
     return;
   end if;
 
-  v_hash := e.hash;
-  for i in 2 .. v_count loop
-    v_ids[i] := pg_catalog.nextval('meshaudit_private.ledger_id');
-    v_times[i] := pg_catalog.clock_timestamp();
-    v_access_ids[i] := pg_catalog.gen_random_uuid();
-    v_prev_hashes[i] := v_hash;
-    v_hash := meshaudit_private.entry_hash(v_hash, e.lane, e.seq + i - 1, meshaudit_private.entry_tail(
-      v_ids[i], p_secret_ids[i], e.access_type, v_times[i], e.user_identity, e.ip_address, e.operation, e.outcome,
-      e.secret_table, p_scopes[i], e.identity_source, e.claimed_identity, e.db_user, e.db_role, e.application_name,
-      e.user_agent, e.request_id, v_access_ids[i]));
-    v_hashes[i] := v_hash;
-  end loop;
+  select pg_catalog.array_agg(b.id), pg_catalog.array_agg(b.at), pg_catalog.array_agg(b.access_id),
+      pg_catalog.array_agg(meshaudit_private.entry_head(e.lane, e.seq + b.i) || meshaudit_private.entry_tail(
+        b.id, b.secret_id, e.access_type, b.at, e.user_identity, e.ip_address, e.operation, e.outcome,
+        e.secret_table, b.scope, e.identity_source, e.claimed_identity, e.db_user, e.db_role, e.application_name,
+        e.user_agent, e.request_id, b.access_id))
+    into v_ids, v_times, v_access_ids, v_bytes
+    from (
+      select u.secret_id, u.scope, u.i, pg_catalog.nextval('meshaudit_private.ledger_id') as id,
+        pg_catalog.clock_timestamp() as at, pg_catalog.gen_random_uuid() as access_id
+      from unnest(p_secret_ids[2:], p_scopes[2:]) with ordinality u (secret_id, scope, i) offset 0) b;
+  v_links := meshaudit_private.links(e.hash, v_bytes);
 
   insert into meshaudit_private.ledger (
       id, secret_id, access_type, "timestamp", user_identity, ip_address, operation, outcome, secret_table, scope,
@@ -1737,20 +1758,20 @@ begin
     select b.id, b.secret_id, e.access_type, b.at, e.user_identity, e.ip_address, e.operation, e.outcome,
       e.secret_table, b.scope, e.identity_source, e.claimed_identity, e.db_user, e.db_role, e.application_name,
       e.user_agent, e.request_id, b.access_id, e.lane, e.seq + b.i, b.prev_hash, b.hash
-    from unnest(v_ids, p_secret_ids[2:], v_times, p_scopes[2:], v_access_ids, v_prev_hashes, v_hashes)
+    from unnest(v_ids, p_secret_ids[2:], v_times, p_scopes[2:], v_access_ids, v_links[:v_count - 1], v_links[2:])
       with ordinality b (id, secret_id, at, scope, access_id, prev_hash, hash, i);
   if meshaudit_private.journal_used() then
     select * into j from meshaudit_private.journal;
   end if;
   if j.armed then
     e.seq := e.seq + 1;
-    perform meshaudit_private.emit_batch(j, e, pg_catalog.pg_current_xact_id(), p_secret_ids[2:], p_scopes[2:], v_times[2:],
-      v_access_ids[2:]);
+    perform meshaudit_private.emit_batch(j, e, pg_catalog.pg_current_xact_id(), p_secret_ids[2:], p_scopes[2:], v_times,
+      v_access_ids);
     e.seq := e.seq - 1;
   end if;
   -- ours since the first entry
   update meshaudit_private.lane_heads
-    set seq = e.seq + v_count - 1, prev_hash = v_prev_hashes[v_count], hash = v_hash
+    set seq = e.seq + v_count - 1, prev_hash = v_links[v_count - 1], hash = v_links[v_count]
     where lane = e.lane;
 end
 $$;
@@ -3083,58 +3104,74 @@ language sql stable
 return '2000-01-01 00:00:00+00'::pg_catalog.timestamptz
   + ('x' || p_at)::pg_catalog."bit"(64)::pg_catalog.int8 * '1 microsecond'::pg_catalog.interval;
 
--- A record as an entry, not chained yet.
-create function meshaudit_private.entry_of(r meshaudit_private.journal_record, p_access_id uuid, p_outcome text)
-returns meshaudit_private.ledger
-language sql volatile
-return row(
-    pg_catalog.nextval('meshaudit_private.ledger_id'), r.secret_id,
-    case r.operation when 'read' then 'read' else 'write' end,
-    meshaudit_private.time_of(r.at), r.user_identity, r.ip_address, r.operation, p_outcome, r.secret_table, r.scope,
-    r.identity_source, r.claimed_identity, r.db_user, r.db_role, r.application_name, r.user_agent, r.request_id,
-    p_access_id, -1, 0::pg_catalog.int8, ''::pg_catalog.bytea, ''::pg_catalog.bytea)::meshaudit_private.ledger;
-
--- Chains entries that say themselves who called, and adds them: the first takes a lane, the others follow it.
+-- Chains entries that say themselves who called, and adds them: the first takes a lane, the others follow it. Everything
+-- but the chain is done in sets. (unnest() gives its rows in order, and nothing here reorders them.)
 create function meshaudit_private.append_entries(p_entries meshaudit_private.ledger[]) returns void
 language plpgsql volatile set search_path = ''
 as $$
 declare
   v_count constant pg_catalog.int4 := coalesce(pg_catalog.cardinality(p_entries), 0);
-  v_rows meshaudit_private.ledger[];
+  v_rest meshaudit_private.ledger[];
   e meshaudit_private.ledger;
-  v_lane pg_catalog.int4;
-  v_seq pg_catalog.int8;
-  v_hash pg_catalog.bytea;
+  v_bytes pg_catalog.bytea[];
+  v_links pg_catalog.bytea[];
 begin
   if v_count = 0 then
     return;
   end if;
   e := p_entries[1];
-  insert into meshaudit_private.ledger select e.* returning lane, seq, hash into v_lane, v_seq, v_hash;
-  for i in 2 .. v_count loop
-    e := p_entries[i];
-    v_seq := v_seq + 1;
-    e.lane := v_lane;
-    e.seq := v_seq;
-    e.prev_hash := v_hash;
-    v_hash := meshaudit_private.entry_hash(v_hash, v_lane, v_seq, meshaudit_private.entry_tail(
-      e.id, e.secret_id, e.access_type, e."timestamp", e.user_identity, e.ip_address, e.operation, e.outcome,
-      e.secret_table, e.scope, e.identity_source, e.claimed_identity, e.db_user, e.db_role, e.application_name,
-      e.user_agent, e.request_id, e.access_id));
-    e.hash := v_hash;
-    v_rows[i - 1] := e;
-  end loop;
-  if v_count > 1 then
-    insert into meshaudit_private.ledger select r.* from unnest(v_rows) r;
-    update meshaudit_private.lane_heads
-      set seq = v_seq, prev_hash = e.prev_hash, hash = v_hash where lane = v_lane;
+  insert into meshaudit_private.ledger select e.* returning * into e;
+  if v_count = 1 then
+    return;
   end if;
+
+  v_rest := p_entries[2:];
+  v_bytes := array(
+    select meshaudit_private.entry_head(e.lane, e.seq + r.i) || meshaudit_private.entry_tail(
+      r.id, r.secret_id, r.access_type, r."timestamp", r.user_identity, r.ip_address, r.operation, r.outcome,
+      r.secret_table, r.scope, r.identity_source, r.claimed_identity, r.db_user, r.db_role, r.application_name,
+      r.user_agent, r.request_id, r.access_id)
+    from unnest(v_rest) with ordinality r (
+      id, secret_id, access_type, "timestamp", user_identity, ip_address, operation, outcome, secret_table, scope,
+      identity_source, claimed_identity, db_user, db_role, application_name, user_agent, request_id, access_id, lane,
+      seq, prev_hash, hash, i));
+  v_links := meshaudit_private.links(e.hash, v_bytes);
+  insert into meshaudit_private.ledger (
+      id, secret_id, access_type, "timestamp", user_identity, ip_address, operation, outcome, secret_table, scope,
+      identity_source, claimed_identity, db_user, db_role, application_name, user_agent, request_id, access_id,
+      lane, seq, prev_hash, hash)
+    select r.id, r.secret_id, r.access_type, r."timestamp", r.user_identity, r.ip_address, r.operation, r.outcome,
+      r.secret_table, r.scope, r.identity_source, r.claimed_identity, r.db_user, r.db_role, r.application_name,
+      r.user_agent, r.request_id, r.access_id, e.lane, e.seq + r.i, r.link, r.next_link
+    from unnest(v_rest, v_links[:v_count - 1], v_links[2:]) with ordinality r (
+      id, secret_id, access_type, "timestamp", user_identity, ip_address, operation, outcome, secret_table, scope,
+      identity_source, claimed_identity, db_user, db_role, application_name, user_agent, request_id, access_id, lane,
+      seq, prev_hash, hash, link, next_link, i);
+  -- ours since the first entry
+  update meshaudit_private.lane_heads
+    set seq = e.seq + v_count - 1, prev_hash = v_links[v_count - 1], hash = v_links[v_count] where lane = e.lane;
 end
 $$;
 
+-- Entries, each access once: the first of those with the same access_id, in order.
+create function meshaudit_private.each_once(p_entries meshaudit_private.ledger[]) returns meshaudit_private.ledger[]
+language sql stable set search_path = ''
+as $$
+  select case
+    when (select pg_catalog.count(distinct e.access_id) from unnest(p_entries) e) = pg_catalog.cardinality(p_entries)
+      then p_entries
+    else (
+      select pg_catalog.array_agg(o.entry order by o.i)
+      from (
+        select distinct on ((n.entry).access_id) n.i, n.entry
+        from (select p as entry, pg_catalog.row_number() over () as i from unnest(p_entries) p) n
+        order by (n.entry).access_id, n.i) o)
+  end
+$$;
+
 comment on function meshaudit_private.time_of(text) is 'The time that a record gives in hex.';
-comment on function meshaudit_private.entry_of(meshaudit_private.journal_record, uuid, text) is 'A record as an entry, not chained.';
 comment on function meshaudit_private.append_entries(meshaudit_private.ledger[]) is 'Chains entries and adds them to the ledger.';
+comment on function meshaudit_private.each_once(meshaudit_private.ledger[]) is 'Entries less those of an access that another stands for.';
 
 -- sql/71_denials.sql
 
@@ -3199,10 +3236,18 @@ comment on function meshaudit_private.close_denials() is 'An entry for each past
 -- The work is done in sets, since a busy database has tens of thousands of records a second, nearly all of which have
 -- their entry already.
 
-create type meshaudit_private.journal_item as (
-  lsn pg_lsn, access_id uuid, status text, r meshaudit_private.journal_record
+-- Item i is what lsns[i], access_ids[i], … say. Arrays side by side, since a composite in a composite costs more to make
+-- and to take apart than all the rest.
+create type meshaudit_private.journal_items as (
+  lsns pg_lsn[],
+  access_ids uuid[],
+  fresh boolean[],  -- cannot have been sealed before
+  statuses text[],
+  records meshaudit_private.journal_record[],
+  batches boolean,  -- whether any is of many accesses
+  seen_from pg_lsn  -- where the earliest that is not fresh was written
 );
-comment on type meshaudit_private.journal_item is 'A genuine record, and what became of its transaction.';
+comment on type meshaudit_private.journal_items is 'Genuine records, and what became of their transactions.';
 
 -- An access_id made of a digest (version 8: made in a way of our own).
 create function meshaudit_private.digest_id(p_digest bytea) returns uuid
@@ -3211,106 +3256,134 @@ return pg_catalog.encode(pg_catalog.set_byte(pg_catalog.set_byte(pg_catalog.subs
   6, pg_catalog.get_byte(p_digest, 6) & 15 | 128), 8, pg_catalog.get_byte(p_digest, 8) & 63 | 128), 'hex')::pg_catalog.uuid;
 comment on function meshaudit_private.digest_id(bytea) is 'An access_id made of a digest.';
 
--- Genuine records among messages, those that waited included, with the state of their transactions; and how many
--- messages were none, or were old ones sent again. A denial stands whatever its transaction does.
+-- Genuine records among messages, those that waited first, with the state of their transactions; and how many messages
+-- were none, or were old ones sent again. A denial stands whatever its transaction does.
+--
+-- A record that was written after p_sealed, the end of what has been sealed, and signed with p_key_id, the key in use, is
+-- fresh: no earlier run can have met it. So is one that waited, since none is sealed while it does.
 create function meshaudit_private.open_messages(
-  p_lsns pg_lsn[], p_contents bytea[],
-  out items meshaudit_private.journal_item[], out forged bigint, out garbage bigint, out replayed bigint
+  p_lsns pg_lsn[], p_contents bytea[], p_sealed pg_lsn, p_key_id int,
+  out items meshaudit_private.journal_items, out forged bigint, out garbage bigint, out replayed bigint
 )
 language sql volatile set search_path = ''
 as $$
-  with messages as (
-    select m.lsn, m.content,
-      case when pg_catalog.octet_length(m.content) >= 40 and pg_catalog.get_byte(m.content, 0) = 1 then
-        ('x' || pg_catalog.encode(pg_catalog.substr(m.content, 2, 4), 'hex'))::pg_catalog."bit"(32)::pg_catalog.int4
-      end as key_id
-    from unnest(p_lsns, p_contents) m (lsn, content)
-  ), checked as (
-    select m.lsn, m.key_id, pg_catalog.substr(m.content, 6, 32) as mac, pg_catalog.substr(m.content, 38) as body,
-      k.key_id is not null and pg_catalog.substr(m.content, 6, 32)
-        = pg_catalog.sha256(k.outer_key || pg_catalog.sha256(k.inner_key || pg_catalog.substr(m.content, 38))) as genuine
-    from messages m
-    left join meshaudit_private.journal_keys k on k.key_id = m.key_id
-  ), records as materialized (
-    select c.lsn, c.mac, null::pg_catalog.uuid as access_id,
-      pg_catalog.convert_from(c.body, 'UTF8')::meshaudit_private.journal_record as r, false as waited
-    from checked c
-    where c.genuine
-    union all
-    select p.lsn, null, p.access_id, p.payload::meshaudit_private.journal_record, true
-    from meshaudit_private.journal_pending p
-  ), timely as materialized (
-    -- half of how long journal_seen remembers
-    select x.lsn, x.r,
+  -- "offset 0": what one step computes, the next does not compute again
+  select
+    row(
+      pg_catalog.array_agg(t.lsn) filter (where t.timely), pg_catalog.array_agg(t.access_id) filter (where t.timely),
+      pg_catalog.array_agg(t.fresh) filter (where t.timely), pg_catalog.array_agg(t.status) filter (where t.timely),
+      pg_catalog.array_agg(t.r) filter (where t.timely),
+      pg_catalog.bool_or((t.r).secret_ids is not null) filter (where t.timely),
+      pg_catalog.min((t.r).written) filter (where t.timely and not t.fresh))::meshaudit_private.journal_items,
+    pg_catalog.count(*) filter (where t.key_id is not null and not t.genuine),
+    pg_catalog.count(*) filter (where t.key_id is null and not t.genuine),
+    pg_catalog.count(*) filter (where not t.timely)
+  from (
+    select x.lsn, x.key_id, x.genuine, x.r,
       case
-        when x.waited then x.access_id
+        when x.access_id is not null or not x.genuine then x.access_id
         when (x.r).writer ~ '-' then (x.r).writer::pg_catalog.uuid
         else meshaudit_private.digest_id(x.mac)
       end as access_id,
-      x.waited or x.lsn - (x.r).written between 0 and 536870912 as timely from records x
-  )
-  select
-    (select pg_catalog.array_agg(row(x.lsn, x.access_id,
-        case when (x.r).xid is null or (x.r).outcome = 'denied' then 'none'
-          -- too new to be asked about: still open, or of another server whose data came here
-          when (x.r).xid >= pg_catalog.pg_snapshot_xmax(pg_catalog.pg_current_snapshot()) then 'in progress'
-          else coalesce(pg_catalog.pg_xact_status((x.r).xid), 'aborted') end,
-        x.r)::meshaudit_private.journal_item order by x.lsn)
-      from timely x where x.timely),
-    (select pg_catalog.count(*) from checked c where c.key_id is not null and not c.genuine),
-    (select pg_catalog.count(*) from checked c where c.key_id is null),
-    (select pg_catalog.count(*) from timely x where not x.timely)
+      x.waited or (x.key_id = p_key_id and (x.r).written > p_sealed) as fresh,
+      -- half of how long journal_seen remembers
+      case when x.genuine then x.waited or x.lsn - (x.r).written between 0 and 536870912 end as timely,
+      case when (x.r).xid is null or (x.r).outcome = 'denied' then 'none'
+        -- too new to be asked about: still open, or of another server whose data came here
+        when (x.r).xid >= pg_catalog.pg_snapshot_xmax(pg_catalog.pg_current_snapshot()) then 'in progress'
+        else coalesce(pg_catalog.pg_xact_status((x.r).xid), 'aborted') end as status
+    from (
+      select p.lsn, null::pg_catalog.int4 as key_id, null::pg_catalog.bytea as mac, p.access_id, true as genuine,
+        true as waited, p.payload::meshaudit_private.journal_record as r
+      from (select p.* from meshaudit_private.journal_pending p order by p.lsn) p
+      union all
+      select c.lsn, c.key_id, c.mac, null, c.genuine, false,
+        case when c.genuine then pg_catalog.convert_from(c.body, 'UTF8')::meshaudit_private.journal_record end
+      from (
+        select m.lsn, m.key_id, m.mac, m.body,
+          k.key_id is not null
+            and m.mac = pg_catalog.sha256(k.outer_key || pg_catalog.sha256(k.inner_key || m.body)) as genuine
+        from (
+          select m.lsn, pg_catalog.substr(m.content, 6, 32) as mac, pg_catalog.substr(m.content, 38) as body,
+            case when pg_catalog.octet_length(m.content) >= 40 and pg_catalog.get_byte(m.content, 0) = 1 then
+              ('x' || pg_catalog.encode(pg_catalog.substr(m.content, 2, 4), 'hex'))::pg_catalog."bit"(32)::pg_catalog.int4
+            end as key_id
+          from unnest(p_lsns, p_contents) m (lsn, content) offset 0) m
+        left join meshaudit_private.journal_keys k on k.key_id = m.key_id
+        offset 0) c
+      offset 0) x
+    offset 0) t
 $$;
 
--- The entries that these records ask for and the ledger lacks. Call it in a later snapshot than open_messages():
--- what was over by then is visible now.
+-- The same items with the accesses of each batch one by one, in order.
+create function meshaudit_private.open_batches(p_items meshaudit_private.journal_items)
+returns meshaudit_private.journal_items
+language sql stable set search_path = ''
+as $$
+  with items as materialized (
+    select i.* from unnest((p_items).lsns, (p_items).access_ids, (p_items).fresh, (p_items).statuses)
+      with ordinality i (lsn, access_id, fresh, status, i)
+  ), records as materialized (
+    select r as r, pg_catalog.row_number() over () as i from unnest((p_items).records) r
+  ), singles as (
+    select i.lsn, i.i, 0::pg_catalog.int8 as n, i.access_id, i.fresh, i.status, r.r
+    from items i join records r on r.i = i.i
+    where (r.r).secret_ids is null
+    union all
+    select i.lsn, i.i, b.n,
+      coalesce(b.access_id, meshaudit_private.digest_id(pg_catalog.sha256(
+        pg_catalog.uuid_send(i.access_id) || pg_catalog.int8send(b.n)))),
+      i.fresh, i.status, row(
+      (r.r).written, (r.r).writer, (r.r).xid, (r.r).lane, (r.r).seq + b.n - 1, b.at, (r.r).operation, (r.r).outcome, b.secret_id,
+      (r.r).secret_table, b.scope, (r.r).user_identity, (r.r).identity_source, (r.r).claimed_identity, (r.r).db_user,
+      (r.r).db_role, (r.r).ip_address, (r.r).application_name, (r.r).user_agent, (r.r).request_id,
+      null, null, null, null)::meshaudit_private.journal_record
+    from items i join records r on r.i = i.i,
+      lateral unnest((r.r).secret_ids, (r.r).scopes, (r.r).ats, (r.r).access_ids)
+        with ordinality b (secret_id, scope, at, access_id, n)
+    where (r.r).secret_ids is not null
+  )
+  select row(
+    pg_catalog.array_agg(s.lsn), pg_catalog.array_agg(s.access_id), pg_catalog.array_agg(s.fresh),
+    pg_catalog.array_agg(s.status), pg_catalog.array_agg(s.r), false, (p_items).seen_from)::meshaudit_private.journal_items
+  from (select s.* from singles s order by s.i, s.n) s
+$$;
+
+-- The entries that these records (no batches) ask for and the ledger lacks. Call it in a later snapshot than
+-- open_messages(): what was over by then is visible now.
 create function meshaudit_private.missing_entries(
-  p_items meshaudit_private.journal_item[], out entries meshaudit_private.ledger[], out replayed bigint
+  p_lsns pg_lsn[], p_access_ids uuid[], p_fresh boolean[], p_statuses text[],
+  p_records meshaudit_private.journal_record[], p_seen_from pg_lsn,
+  out entries meshaudit_private.ledger[], out replayed bigint
 )
 language sql volatile set search_path = ''
 as $$
-  with over as materialized (
-    select i.lsn, i.access_id, i.status, i.r from unnest(p_items) i where i.status <> 'in progress'
-  ), singles as (
-    select o.lsn, 0::pg_catalog.int8 as n, o.access_id, o.status, o.r from over o where (o.r).secret_ids is null
-    union all
-    -- a batch's entries follow each other
-    select o.lsn, b.n,
-      coalesce(b.access_id, meshaudit_private.digest_id(pg_catalog.sha256(
-        pg_catalog.uuid_send(o.access_id) || pg_catalog.int8send(b.n)))),
-      o.status, row(
-      (o.r).written, (o.r).writer, (o.r).xid, (o.r).lane, (o.r).seq + b.n - 1, b.at, (o.r).operation, (o.r).outcome, b.secret_id,
-      (o.r).secret_table, b.scope, (o.r).user_identity, (o.r).identity_source, (o.r).claimed_identity, (o.r).db_user,
-      (o.r).db_role, (o.r).ip_address, (o.r).application_name, (o.r).user_agent, (o.r).request_id,
-      null, null, null, null)::meshaudit_private.journal_record
-    from over o,
-      lateral unnest((o.r).secret_ids, (o.r).scopes, (o.r).ats, (o.r).access_ids)
-        with ordinality b (secret_id, scope, at, access_id, n)
-    where (o.r).secret_ids is not null
-  ), missing as materialized (
-    select s.lsn, s.n, s.access_id, s.status, s.r from singles s
-    where (s.r).lane is null or not exists (
-      select from meshaudit_private.ledger l
-      where l.lane = (s.r).lane and l.seq = (s.r).seq and l."timestamp" = meshaudit_private.time_of((s.r).at)
-        and l.access_id = s.access_id)
-  ), fresh as (
-    insert into meshaudit_private.journal_seen (access_id, lsn)
-      select m.access_id, m.lsn from missing m order by m.lsn, m.n
-      on conflict do nothing
-      returning access_id
-  ), once as (
-    select distinct on (m.access_id) m.lsn, m.n, m.access_id, m.status, m.r
-    from missing m join fresh f on f.access_id = m.access_id
-    order by m.access_id, m.lsn
-  )
   select
-    (select pg_catalog.array_agg(meshaudit_private.entry_of(o.r, o.access_id, case
-        when (o.r).outcome = 'denied' then 'denied'
-        when (o.r).lane is not null or o.status = 'aborted' then 'rolled_back'
-        else (o.r).outcome
-      end))
-      from (select o.* from once o order by o.lsn, o.n) o),
-    (select pg_catalog.count(*) from missing) - (select pg_catalog.count(*) from fresh)
+    pg_catalog.array_agg(row(
+      pg_catalog.nextval('meshaudit_private.ledger_id'), m.secret_id,
+      case m.operation when 'read' then 'read' else 'write' end, meshaudit_private.time_of(m.at), m.user_identity,
+      m.ip_address, m.operation,
+      case
+        when m.outcome = 'denied' then 'denied'
+        when m.lane is not null or m.status = 'aborted' then 'rolled_back'
+        else m.outcome
+      end,
+      m.secret_table, m.scope, m.identity_source, m.claimed_identity, m.db_user, m.db_role, m.application_name,
+      m.user_agent, m.request_id, m.access_id, -1, 0::pg_catalog.int8, ''::pg_catalog.bytea,
+      ''::pg_catalog.bytea)::meshaudit_private.ledger) filter (where not m.seen),
+    pg_catalog.count(*) filter (where m.seen)
+  from (
+    select s.*, not s.fresh and s.access_id in (
+        select u from meshaudit_private.journal_seen b, unnest(b.access_ids) u where b.lsn >= p_seen_from) as seen
+    from unnest(p_lsns, p_access_ids, p_fresh, p_statuses, p_records) s (
+      lsn, access_id, fresh, status, written, writer, xid, lane, seq, at, operation, outcome, secret_id, secret_table,
+      scope, user_identity, identity_source, claimed_identity, db_user, db_role, ip_address, application_name,
+      user_agent, request_id, secret_ids, scopes, ats, access_ids)
+    where s.status <> 'in progress' and (s.lane is null or not exists (
+      select from meshaudit_private.ledger l
+      where l.lane = s.lane and l.seq = s.seq and l."timestamp" = meshaudit_private.time_of(s.at)
+        and l.access_id = s.access_id))
+    offset 0) m
 $$;
 
 -- Seals messages, and what was pending; everything before p_upto is then done. Returns the number of entries made.
@@ -3319,21 +3392,46 @@ returns bigint
 language plpgsql volatile security definer set search_path = ''
 as $$
 declare
-  v_items meshaudit_private.journal_item[];
+  i meshaudit_private.journal_items;
   v_forged pg_catalog.int8;
   v_garbage pg_catalog.int8;
   v_replayed pg_catalog.int8;
+  v_again pg_catalog.int8;
   v_entries meshaudit_private.ledger[];
+  v_once meshaudit_private.ledger[];
 begin
-  select o.items, o.forged, o.garbage, o.replayed into v_items, v_forged, v_garbage, v_replayed
-    from meshaudit_private.open_messages(p_lsns, p_contents) o;
-  select m.entries, v_replayed + m.replayed into v_entries, v_replayed from meshaudit_private.missing_entries(v_items) m;
+  select (o.items).*, o.forged, o.garbage, o.replayed into i.lsns, i.access_ids, i.fresh, i.statuses, i.records, i.batches,
+      i.seen_from, v_forged, v_garbage, v_replayed
+    from (
+      select o.* from meshaudit_private.open_messages(p_lsns, p_contents,
+        (select p.sealed_lsn from meshaudit_private.journal_progress p),
+        (select j.key_id from meshaudit_private.journal j)) o offset 0) o;
 
   delete from meshaudit_private.journal_pending p
-    using unnest(v_items) i where p.access_id = i.access_id and i.status <> 'in progress';
-  insert into meshaudit_private.journal_pending (access_id, lsn, payload)
-    select i.access_id, i.lsn, i.r::pg_catalog.text from unnest(v_items) i where i.status = 'in progress'
-    on conflict do nothing;
+    using unnest(i.access_ids, i.statuses) d (access_id, status)
+    where p.access_id = d.access_id and d.status <> 'in progress';
+  if 'in progress' = any (i.statuses) then
+    insert into meshaudit_private.journal_pending (access_id, lsn, payload)
+      select s.access_id, s.lsn, n.r::pg_catalog.text
+      from unnest(i.lsns, i.access_ids, i.statuses) with ordinality s (lsn, access_id, status, i)
+      join (select r as r, pg_catalog.row_number() over () as i from unnest(i.records) r) n on n.i = s.i
+      where s.status = 'in progress'
+      on conflict do nothing;
+  end if;
+  if i.batches then
+    i := meshaudit_private.open_batches(i);
+  end if;
+
+  select m.entries, m.replayed into v_entries, v_again from meshaudit_private.missing_entries(
+    i.lsns, i.access_ids, i.fresh, i.statuses, i.records, i.seen_from) m;
+  if v_entries is not null then
+    v_once := meshaudit_private.each_once(v_entries);
+    v_again := v_again + pg_catalog.cardinality(v_entries) - pg_catalog.cardinality(v_once);
+    v_entries := v_once;
+    insert into meshaudit_private.journal_seen as s (lsn, access_ids)
+      select p_upto, pg_catalog.array_agg(e.access_id) from unnest(v_entries) e
+      on conflict (lsn) do update set access_ids = s.access_ids || excluded.access_ids;
+  end if;
 
   if (select pg_catalog.bool_or(e.outcome = 'denied') from unnest(v_entries) e) then
     v_entries := meshaudit_private.bound_denials(v_entries);
@@ -3344,11 +3442,11 @@ begin
   end if;
   perform meshaudit_private.append_entries(v_entries);
 
-  delete from meshaudit_private.journal_seen s 
+  delete from meshaudit_private.journal_seen s
     where s.lsn < '0/0'::pg_catalog.pg_lsn + greatest(p_upto - '0/0'::pg_catalog.pg_lsn - 1073741824, 0);
   update meshaudit_private.journal_progress set
     sealed_lsn = greatest(sealed_lsn, p_upto), sealed_at = pg_catalog.clock_timestamp(),
-    forged = forged + v_forged, garbage = garbage + v_garbage, replayed = replayed + v_replayed
+    forged = forged + v_forged, garbage = garbage + v_garbage, replayed = replayed + v_replayed + v_again
     where singleton;
   update meshaudit_private.journal set
     healthy_until = pg_catalog.clock_timestamp() + '10 seconds'::pg_catalog.interval,
@@ -3364,10 +3462,12 @@ $$;
 revoke all on function meshaudit_private.seal_messages(pg_lsn[], bytea[], pg_lsn, boolean) from public;
 grant execute on function meshaudit_private.seal_messages(pg_lsn[], bytea[], pg_lsn, boolean) to meshaudit_operator;
 
-comment on function meshaudit_private.open_messages(pg_lsn[], bytea[]) is
+comment on function meshaudit_private.open_messages(pg_lsn[], bytea[], pg_lsn, int) is
   'Genuine records among messages, with the state of their transactions, and how many were forged or garbage.';
-comment on function meshaudit_private.missing_entries(meshaudit_private.journal_item[]) is
-  'The entries that records ask for and the ledger lacks, each once; and how many records were second ones.';
+comment on function meshaudit_private.open_batches(meshaudit_private.journal_items) is
+  'Records with the accesses of each batch one by one.';
+comment on function meshaudit_private.missing_entries(pg_lsn[], uuid[], boolean[], text[], meshaudit_private.journal_record[], pg_lsn) is
+  'The entries that records ask for and the ledger lacks, and how many records were of accesses sealed before.';
 comment on function meshaudit_private.seal_messages(pg_lsn[], bytea[], pg_lsn, boolean) is
   'Seals messages of the journal; returns how many entries it made.';
 
