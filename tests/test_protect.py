@@ -1,7 +1,5 @@
 """protect() and unprotect(): same answers as before, an entry for each value, and back without a trace."""
 
-# ruff: noqa: E501 (a statement is easier read in one line)
-
 import subprocess
 import threading
 from collections.abc import Iterator
