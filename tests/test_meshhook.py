@@ -100,7 +100,7 @@ def _recorded(db: Db) -> dict[str, dict[str, Counter[tuple[str, str]]]]:
 
 
 def _dump(db: Db) -> list[str]:
-    command = [servers.client("pg_dump"), "-d", db.dsn(db.pg.superuser), "-s", "-N", "meshaudit*"]
+    command = [str(servers.client("pg_dump")), "-d", db.dsn(db.pg.superuser), "-s", "-N", "meshaudit*"]
     text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     # a random word, new in each dump
     return [line for line in text.splitlines() if not line.startswith(("\\restrict", "\\unrestrict"))]
