@@ -13,7 +13,7 @@ class Attack:
 
     name: str
     ways: tuple[str, ...]
-    reads: str = "none"  # none, mine ({mine} alone), all (whatever row security shows)
+    reads: str = "none"  # none, mine ({mine} alone), all (whatever row security shows), some; off and others: see the test
     needs: int = 15
 
 
@@ -64,7 +64,7 @@ ATTACKS = (
         "update public.secrets set project_id = '{mine}' where id = '{mine}'", "update public.secrets set id = null where id = '{mine}'",
         "update public.secrets set key = null", "delete from public.secrets where id = 'x'",
         f"insert into {B} (id, project_id, key) values ('{{mine}}', '{{project}}', 'q')",
-    )),
+    ), "some"),
     Attack("errors that print a value", ("select value_encrypted::text::int from public.secrets", "select convert_from(value_encrypted, 'UTF8')::uuid from public.secrets where id = '{mine}'"), "mine"),
     Attack("select in every place", (
         "select value_encrypted from public.secrets", "select * from public.secrets", "select s from public.secrets s", "select s::text from public.secrets s",
@@ -123,7 +123,7 @@ ATTACKS = (
         f"create trigger t before update on {B} for each row execute function spy()", "create trigger t instead of update on public.secrets for each row execute function spy()",
         f"create rule r as on update to {B} do also select old.value_encrypted", "create rule r as on update to public.secrets do also select 1", f"create policy p on {B} using (leak(value_encrypted))",
         f"alter table {B} add constraint c check (leak(value_encrypted))", f"alter table {B} alter column key set default grab()", f"create index on {B} (gather('', value_encrypted))", f"create statistics s on key, value_encrypted from {B}",
-        f"alter table {B} disable row level security", f"alter table {B} disable trigger all", f"alter table {B} set schema public", "drop view public.secrets", "alter view public.secrets reset (security_invoker)", f"grant select on {B} to public",
+        f"alter table {B} disable row level security", f"alter table {B} disable trigger all", f"alter table {B} set schema public", "drop view public.secrets", "alter view public.secrets reset (security_invoker)",
         "create or replace view public.secrets as select 1", "alter view public.secrets rename to x", f"alter table {B} owner to current_user", f"truncate {B}", f"cluster {B}", "create publication p for all tables",
     )),
     Attack("foreign keys", (
@@ -150,7 +150,7 @@ ATTACKS = (
         "select set_config('meshaudit.revealed', repeat('0', 64), false); table public.secrets", "set local transaction_read_only = on; table public.secrets", "set local debug_parallel_query = on; table public.secrets",
         "set local constraint_exclusion = on; set local enable_seqscan = off; table public.secrets", "set local plan_cache_mode = force_generic_plan; prepare p as select value_encrypted from public.secrets; execute p",
         "set local request.method = 'GET'; set local request.jwt.claims = '{{}}'; table public.secrets", "set local meshaudit.actor = 'somebody'; table public.secrets",
-    ), "all-or-less"),
+    ), "some"),
     Attack("powers", (
         "set session_replication_role = replica", "set role postgres", "set role meshaudit_owner", "set session authorization meshaudit_owner", "grant meshaudit_owner to current_user", "alter role current_user bypassrls", "select pg_create_logical_replication_slot('x', 'test_decoding')",
         "select pg_read_file('base')", "select meshaudit.unprotect('public.secrets')", "create event trigger e on ddl_command_end execute function spy()", "alter system set wal_level = minimal", "load 'auto_explain'",

@@ -14,6 +14,8 @@ OWNER, ADMIN, READ_ALL = "meshaudit_owner", "admin", "pg_read_all_data"
 # Schema meshaudit. ADMIN is the installer, for what is nobody else's.
 FUNCTIONS = {
     "write_secret": {CLIENT},
+    **{f"{verb}_vault_secret": {CLIENT} for verb in ("read", "create", "update")},
+    **{f"{verb}_supabase_vault": {OPERATOR} for verb in ("open", "close")},
     "read_secret": {CLIENT},
     "read_secret_by_key": {CLIENT},
     "read_secrets": {CLIENT},
@@ -71,6 +73,8 @@ PRIVATE_FUNCTIONS = {
     "feed_range": {AUDITOR},
     # what the public ones, which run as their caller, pass its name on to
     "write_secret": {CLIENT},
+    **{f"{verb}_vault_secret": {CLIENT} for verb in ("read", "create", "update")},
+    **{f"{verb}_supabase_vault": {OPERATOR} for verb in ("grant", "note")},
     "read_secret": {CLIENT},
     "read_secret_by_key": {CLIENT},
     "read_secrets": {CLIENT},
