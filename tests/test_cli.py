@@ -37,6 +37,11 @@ def filled(template: Templates) -> Iterator[Db]:
     db.drop()
 
 
+def told(rows: list[dict[str, object]]) -> list[dict[str, object]]:
+    """Entries, less those that the searches of these tests leave."""
+    return [row for row in rows if row["secret_table"] != "meshaudit.audit_logs"]
+
+
 def test_version_and_module() -> None:
     assert ok("--version") == f"meshaudit {meshaudit.__version__}\n"
 
@@ -51,26 +56,27 @@ def test_usage_errors_exit_2() -> None:
 
 
 def test_filters(filled: Db, capsys: pytest.CaptureFixture[str]) -> None:
-    rows = ok_json("logs", dsn=filled.dsn())
+    rows = told(ok_json("logs", dsn=filled.dsn()))
     assert [row["operation"] for row in rows] == ["delete", "read", "create", "create"]
     deleted, read, hostile, created = rows
     assert read["secret_id"] == deleted["secret_id"] == created["secret_id"]
-    address = read["ip_address"]
+    address = str(read["ip_address"] or "")
+    moments = {"read": str(read["timestamp"]), "deleted": str(deleted["timestamp"])}
     cases: list[tuple[list[str], list[dict[str, object]]]] = [
-        (["--secret-id", created["secret_id"]], [deleted, read, created]),
+        (["--secret-id", str(created["secret_id"])], [deleted, read, created]),
         (["--secret-id", ""], []),
-        (["--user-identity", created["user_identity"]], [created]),
+        (["--user-identity", str(created["user_identity"])], [created]),
         (["--access-type", "read"], [read]),
         (["--operation", "delete"], [deleted]),
         (["--outcome", "denied"], []),
         (["--scope", "red"], [deleted, read, created]),
         (["--scope", HOSTILE], [hostile]),
-        (["--from", read["timestamp"]], [deleted, read]),
-        (["--to", read["timestamp"]], [hostile, created]),
-        (["--from", read["timestamp"], "--to", deleted["timestamp"]], [read]),
+        (["--from", moments["read"]], [deleted, read]),
+        (["--to", moments["read"]], [hostile, created]),
+        (["--from", moments["read"], "--to", moments["deleted"]], [read]),
         (["--from", "2001-01-01", "--to", "2001-01-02T03:04:05+06:00"], []),
-        (["--since", "1d", "--limit", "1"], [deleted]),
-        (["--ip", address] if address else ["--limit", "4"], rows),
+        (["--since", "1d", "--operation", "delete", "--limit", "1"], [deleted]),
+        (["--ip", address] if address else ["--limit", "0"], rows),
         (["--ip", "203.0.113.0/24"], []),
         (["--scope", "red", "--access-type", "write", "--since", "1h"], [deleted, created]),
     ]
@@ -79,7 +85,7 @@ def test_filters(filled: Db, capsys: pytest.CaptureFixture[str]) -> None:
         with pytest.raises(SystemExit) as ended:
             app(["--json", "logs", *args, "--dsn", filled.dsn()])
         assert ended.value.code == 0
-        assert json.loads(capsys.readouterr().out) == expected, args
+        assert told(json.loads(capsys.readouterr().out)) == expected, args
 
 
 def test_json_has_the_columns_of_the_view(filled: Db) -> None:
@@ -90,41 +96,41 @@ def test_json_has_the_columns_of_the_view(filled: Db) -> None:
     for row, entry in zip(rows, cursor.fetchall(), strict=True):
         assert (row["id"], row["hash"]) == (entry[0], entry[-1].hex())
         assert row["timestamp"].endswith("Z")
-    assert rows[2]["scope"] == HOSTILE
+    assert told(rows)[2]["scope"] == HOSTILE
 
 
 def test_csv_is_the_json(filled: Db) -> None:
-    text = ok("logs", "--format", "csv", dsn=filled.dsn())
-    rows = ok_json("logs", dsn=filled.dsn())
+    text = ok("logs", "--format", "csv", "--access-type", "write", dsn=filled.dsn())
+    rows = ok_json("logs", "--access-type", "write", dsn=filled.dsn())
     as_text = [{k: "" if v is None else str(v) for k, v in row.items()} for row in rows]
     assert list(csv.DictReader(io.StringIO(text, newline=""))) == as_text  # line breaks and all
 
 
 def test_a_table_cannot_move_the_cursor(filled: Db) -> None:
-    text = ok("logs", dsn=filled.dsn())
-    assert len(text.splitlines()) == 5
+    text = ok("logs", "--access-type", "write", dsn=filled.dsn())
+    assert len(text.splitlines()) == 4
     assert "\\x1b[31mred\\r\\n\\u202eevil" in text
     assert not set(text) & set("\x1b\r\u202e")
 
 
 def test_no_entries(db: Db) -> None:
     assert ok("logs", dsn=db.dsn()) == "no entries\n"
-    assert ok_json("logs", dsn=db.dsn()) == []
-    assert ok("logs", "--format", "csv", dsn=db.dsn()).count("\n") == 1
+    assert ok_json("logs", "--access-type", "write", dsn=db.dsn()) == []
+    assert ok("logs", "--access-type", "write", "--format", "csv", dsn=db.dsn()).count("\n") == 1
 
 
 def test_pages_through_thousands(db: Db) -> None:
     db.su.execute("select count(meshaudit.write_secret(n::text, '')) from generate_series(1, 2500) n")
-    every = ok_json("logs", "--limit", "0", dsn=db.dsn())
+    every = ok_json("logs", "--access-type", "write", "--limit", "0", dsn=db.dsn())
     ids = [row["id"] for row in every]
     assert len(ids) == len(set(ids)) == 2500
     assert [(r["timestamp"], r["id"]) for r in every] == sorted(
         [(r["timestamp"], r["id"]) for r in every], reverse=True
     )
-    first = run("logs", "--limit", "1200", "--json", dsn=db.dsn())
+    first = run("logs", "--access-type", "write", "--limit", "1200", "--json", dsn=db.dsn())
     assert [row["id"] for row in json.loads(first.stdout)] == ids[:1200]
     cursor = first.stderr.split("--after ")[1].split(",")[0]
-    rest = run("logs", "--limit", "1300", "--json", "--after", cursor, dsn=db.dsn())
+    rest = run("logs", "--access-type", "write", "--limit", "1300", "--json", "--after", cursor, dsn=db.dsn())
     assert [row["id"] for row in json.loads(rest.stdout)] == ids[1200:]
     assert rest.stderr == ""
 
@@ -143,11 +149,11 @@ def test_pages_through_thousands(db: Db) -> None:
 
 
 def test_dsn_and_json_before_or_after_the_command(filled: Db) -> None:
-    before = ok("--dsn", filled.dsn(), "--json", "logs")
+    before = ok("--dsn", filled.dsn(), "--json", "logs", "--operation", "create")
     assert json.loads(before)
-    assert before == ok("logs", "--dsn", filled.dsn(), "--json")
+    assert before == ok("logs", "--operation", "create", "--dsn", filled.dsn(), "--json")
     wrong = {"MESHAUDIT_DSN": "host=nowhere.invalid"}
-    assert before == ok("logs", "--dsn", filled.dsn(), "--json", env=wrong)
+    assert before == ok("logs", "--operation", "create", "--dsn", filled.dsn(), "--json", env=wrong)
 
 
 def test_libpq_variables(filled: Db) -> None:
@@ -161,7 +167,7 @@ def test_libpq_variables(filled: Db) -> None:
 # Errors.
 
 NONSENSE = [
-    (["logs", "--from", "yesterday"], "--from: 'yesterday' is not a time"),
+    (["logs", "--from", "noonish"], "--from: 'noonish' is not a time"),
     (["logs", "--from", "0001-01-01T00:00+14:00"], "is not a time"),
     (["logs", "--to", "2026-13-01"], "--to: '2026-13-01' is not a time"),
     (["logs", "--since", "5 parsecs"], "--since: '5 parsecs' is not a length of time"),
@@ -171,7 +177,7 @@ NONSENSE = [
     (["logs", "--ip", "10.0.0.256"], "--ip: '10.0.0.256' is not an address"),
     (["logs", "--ip", "fe80::1%eth0"], "is not an address"),
     (["logs", "--after", "00"], "--after: '00' is not a cursor"),
-    (["logs", "--after", "7" + "f" * 31], "a filter cannot be used: "),
+    (["logs", "--after", "7" + "f" * 39], "is not a cursor"),
     (["logs", "--access-type", "look"], "access_type must be read or write"),
     (["logs", "--operation", "look"], "operation must be "),
     (["logs", "--outcome", "fine"], "outcome must be "),

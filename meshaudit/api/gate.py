@@ -36,8 +36,6 @@ select pg_catalog.set_config('search_path', '', true), pg_catalog.set_config('ti
   pg_catalog.set_config('statement_timeout', %(timeout)s, true),
   pg_catalog.set_config('role', r.rolname, true),
   pg_catalog.set_config('request.jwt.claims', %(claims)s, true),
-  pg_catalog.set_config('request.method', %(method)s, true),
-  pg_catalog.set_config('request.path', %(path)s, true),
   pg_catalog.set_config('request.headers', %(headers)s, true),
   pg_catalog.set_config('request.cookies', '{}', true)
 from pg_catalog.pg_roles r
@@ -103,8 +101,6 @@ class Gate:
                 "timeout": timeout,
                 "role": caller.role,
                 "claims": caller.claims,
-                "method": request.method,
-                "path": request.url.path,
                 "headers": json.dumps(self._headers(request)),
             },
         )
