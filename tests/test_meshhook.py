@@ -136,7 +136,7 @@ def test_the_same_answers_before_under_and_after(two):
     with audited.db.connect() as conn:
         conn.execute("select meshaudit.unprotect('public.secrets')")
     seen = audited.db.su.execute("select count(*) from meshaudit.audit_logs").fetchone()
-    assert audited.calls() == expected
+    assert audited.calls() == plain.calls()
     with audited.db.connect() as conn:
         seal(conn)
     assert audited.db.su.execute("select count(*) from meshaudit.audit_logs").fetchone() == seen
