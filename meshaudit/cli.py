@@ -16,7 +16,7 @@ import typer
 from typer.core import TyperGroup
 
 from meshaudit import __version__
-from meshaudit.commands import admin, journal, local, log, migrations, options, proof
+from meshaudit.commands import admin, alerts, journal, local, log, migrations, options, proof, protect, serve
 from meshaudit.errors import MeshauditError, translate
 from meshaudit.output import one_line
 
@@ -104,6 +104,8 @@ for command in (
     local.up,
     local.down,
     migrations.migrate,
+    protect.protect,
+    protect.unprotect,
     log.logs,
     proof.verify,
     proof.checkpoint,
@@ -112,9 +114,11 @@ for command in (
     admin.grant_auditor,
     admin.revoke_auditor,
     journal.seal,
+    serve.serve,
 ):
     app.command()(command)
 app.add_typer(journal.app, name="journal")
+app.add_typer(alerts.app, name="alerts")
 
 
 def _terminate(number: int, _frame: object) -> None:

@@ -59,7 +59,7 @@ end
 $$;
 revoke all on function meshaudit.revoke_auditor(text, text) from public;
 
--- The scopes that the caller may see. Runs once a query, as an InitPlan of the policy.
+-- The scopes that the caller may see. Runs once a query, as an InitPlan of the policy, after reading() (49_readings.sql).
 create function meshaudit_private.visible_scopes(p_role text) returns text[]
 language plpgsql stable security definer set search_path = ''
 as $$
@@ -83,8 +83,9 @@ revoke all on function meshaudit_private.visible_scopes(text) from public;
 grant execute on function meshaudit_private.visible_scopes(text) to meshaudit_auditor;
 
 create policy auditors_read on meshaudit_private.ledger for select to meshaudit_auditor
-  using ('*' = any ((select meshaudit_private.visible_scopes(current_user))::text[])
-         or scope = any ((select meshaudit_private.visible_scopes(current_user))::text[]));
+  using ((select meshaudit_private.reading(current_user))
+         and ('*' = any ((select meshaudit_private.visible_scopes(current_user))::text[])
+              or scope = any ((select meshaudit_private.visible_scopes(current_user))::text[])));
 
 -- For what tells about the whole log: raises MA001 unless the caller may see all of it, or operates it.
 create function meshaudit_private.require_whole_log(p_role text) returns void

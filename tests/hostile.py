@@ -1,4 +1,3 @@
-# ruff: noqa: E501 -- a statement is easier read in one line
 """Attempts at a protected value, for tests/test_protect_hostile.py: direct SQL of somebody with the app's own grants.
 
 Each is one or more ways to the same end; every statement runs by itself and is rolled back. {mine} is a row that row

@@ -1,4 +1,3 @@
-# ruff: noqa: E501 -- statements and tables of calls are read across
 """The reference user: a workflow engine on Supabase, its tables, its policies, and every call that its app makes.
 
     app = MeshHook(db)

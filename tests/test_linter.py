@@ -1,4 +1,3 @@
-# ruff: noqa: E501 -- queries are read across
 """What Supabase's database linter would say of an installed database: nothing, or what docs/supabase.md gives reasons for.
 
 The questions are its, the queries ours.

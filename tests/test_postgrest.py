@@ -1,4 +1,3 @@
-# ruff: noqa: E501 -- statements and tables of calls are read across
 """The stand-in for PostgREST: that it sends what PostgREST sends, and the reference user's answers without us."""
 
 import pytest

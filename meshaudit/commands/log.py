@@ -1,12 +1,14 @@
 """logs: search the audit log."""
 
+import signal
 import sys
+import threading
 from typing import Annotated, Any
 
 import psycopg
 import typer
 
-from meshaudit import db, filters, output, queries
+from meshaudit import db, filters, follow, output, queries
 from meshaudit.commands.options import Dsn, Json, dsn, wants_json
 from meshaudit.errors import BadArgument
 from meshaudit.version import require_current
@@ -30,15 +32,24 @@ def logs(
     ip: Annotated[str | None, _option("--ip", "From this address or network.", "ADDRESS")] = None,
     limit: Annotated[int, typer.Option("--limit", min=0, help="So many at most; 0 is all.")] = 100,
     after: Annotated[str | None, _option("--after", "Go on behind this cursor.", "CURSOR")] = None,
-    form: Annotated[str | None, _option("--format", "table (default), json or csv.", "FORMAT")] = None,
+    form: Annotated[str | None, _option("--format", "table (default), json, csv or ocsf.", "FORMAT")] = None,
+    follows: Annotated[bool, typer.Option("--follow", "-f", help="Print new entries as they come.")] = False,
     database: Dsn = None,
     as_json: Json = False,
 ) -> None:
     """Search the audit log, newest first. All filters are optional and combined.
 
-    Times are ISO 8601; without an offset they are UTC, as all printed times are.
+    Times are ISO 8601, or now, today, yesterday. Without an offset they are UTC, whatever this machine's
+    zone is, as all printed times are. Each page that is read is itself recorded.
+
+    With --follow: entries from now on, in the order in which they become visible, each once; JSON is then an
+    object a line. They come from meshaudit.audit_feed, which meshaudit seal --follow fills.
     """
-    writer = output.writer(form or ("json" if wants_json(context, as_json) else "table"), sys.stdout)
+    if follows and after is not None:
+        raise BadArgument("--follow and --after exclude each other", "following starts now")
+    writer = output.writer(
+        form or ("json" if wants_json(context, as_json) else "table"), sys.stdout, endless=follows
+    )
     if since is not None and from_time is not None:
         raise BadArgument("--since and --from exclude each other", "give one of them")
     ago = filters.span("--since", since) if since is not None else None
@@ -59,7 +70,22 @@ def logs(
             # Entries carry the server's time; this machine's may differ.
             start = queries.server_time(conn, ago)
         wanted = queries.Filters(from_time=start, to_time=end, **texts)
-        _print(conn, wanted, after, limit or None, writer)
+        if not follows:
+            _print(conn, wanted, after, limit or None, writer)
+    if follows:
+        _follow(dsn(context, database), wanted, writer)
+
+
+def _follow(database: str, wanted: queries.Filters, writer: output.Writer) -> None:
+    stop = threading.Event()
+
+    def show(entries: list[queries.Entry]) -> None:
+        writer.page(entries)
+        sys.stdout.flush()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    follow.follow(lambda: db.connect(database), wanted, show, output.note, stop)
 
 
 def _print(

@@ -1,4 +1,3 @@
-# ruff: noqa: E501 -- statements and tables of calls are read across
 """The statements that PostgREST makes of a request (v12.2 to v14; where they differ, `version` decides).
 
 Written from what those versions send: the same CTEs, joins, JSON aggregates and parameters, in the same places.

@@ -1,4 +1,3 @@
-# ruff: noqa: E501 -- statements and tables of calls are read across
 """What PostgREST knows of a database: tables and views, keys, relationships, functions.
 
 Views are seen as PostgREST sees them: a view's column is the column of a table only if the stored rule of the view

@@ -1,4 +1,3 @@
-# ruff: noqa: E501 -- statements and tables of calls are read across
 """From a request's query string to a tree of reads: `select`, filters, `order`, `limit`, `offset`."""
 
 from dataclasses import dataclass, field

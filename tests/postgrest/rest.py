@@ -1,4 +1,3 @@
-# ruff: noqa: E501 -- statements and tables of calls are read across
 """One request as PostgREST runs it: transaction, settings, main query, answer.
 
     rest = Rest(db)
