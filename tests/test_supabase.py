@@ -1,4 +1,3 @@
-# ruff: noqa: E501 -- statements are easier read in one line
 """Beside what Supabase brings: its Vault (a stand-in of the same shape), and what its linter would say."""
 
 from typing import Any
