@@ -104,7 +104,7 @@ def test_a_get_is_recorded_by_the_journal_and_so_is_a_denial(armed, supabase_db)
         seal(conn)
     entries = supabase_db.su.execute(
         "select secret_id, outcome, user_identity from meshaudit.audit_logs"
-        " where operation = 'read' order by id"
+        " where operation = 'read' order by \"timestamp\""
     ).fetchall()
     assert entries == [(secret, "granted", ALICE), (NOBODYS, "denied", ALICE)]
 
