@@ -43,7 +43,7 @@ ENTRIES: dict[str, dict[str, list[tuple[str, str]]]] = {
         "page": MINE,
         **WRITES,
     },
-    "bob": {call: BOBS for call in (*LISTS, "page", "some", "by key")},
+    "bob": {call: [*BOBS] for call in (*LISTS, "page", "some", "by key")},
     "service_role": {
         **{call: [*MINE, *BOBS] for call in LISTS},
         **{call: [("read", STRIPE), *BOBS] for call in ("by key", "some")},
