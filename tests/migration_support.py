@@ -62,7 +62,7 @@ def rows(db: Db) -> dict[str, str]:
     if installed(db.su) is None:
         return {}
     queries = {
-        "settings": "select to_jsonb(s) - '{ledger_id,installed_at,maintained_at}'::text[]"
+        "settings": "select to_jsonb(s) - '{ledger_id,installed_at,maintained_at,reading_key}'::text[]"
         " from meshaudit_private.settings s",
         "lanes": "select count(*), max(seq) from meshaudit_private.lane_heads",
         "ledger": "select count(*) from meshaudit_private.ledger",

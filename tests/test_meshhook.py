@@ -14,6 +14,7 @@ from tests.support import Db
 
 PROTECT = "select meshaudit.protect('public.secrets', '{value_encrypted}', 'project_id')"
 
+COUNT = "select count(*) from meshaudit.audit_logs where secret_table = 'public.secrets'"
 ROWS = "select id, project_id, key, value_encrypted, created_at from public.secrets order by id"
 
 MINE = [("read", STRIPE), ("read", GITHUB)]
@@ -42,7 +43,7 @@ ENTRIES: dict[str, dict[str, list[tuple[str, str]]]] = {
         "page": MINE,
         **WRITES,
     },
-    "bob": dict.fromkeys((*LISTS, "page", "some", "by key"), BOBS),
+    "bob": {call: [*BOBS] for call in (*LISTS, "page", "some", "by key")},
     "service_role": {
         **{call: [*MINE, *BOBS] for call in LISTS},
         **{call: [("read", STRIPE), *BOBS] for call in ("by key", "some")},
@@ -134,11 +135,11 @@ def test_the_same_answers_before_under_and_after(two):
 
     with audited.db.connect() as conn:
         conn.execute("select meshaudit.unprotect('public.secrets')")
-    seen = audited.db.su.execute("select count(*) from meshaudit.audit_logs").fetchone()
-    assert audited.calls() == expected
+    seen = audited.db.su.execute(COUNT).fetchone()
+    assert audited.calls() == plain.calls()
     with audited.db.connect() as conn:
         seal(conn)
-    assert audited.db.su.execute("select count(*) from meshaudit.audit_logs").fetchone() == seen
+    assert audited.db.su.execute(COUNT).fetchone() == seen
     assert _dump(audited.db) == before
     assert audited.db.su.execute(ROWS).fetchall() == rows
 

@@ -83,7 +83,8 @@ class Lab:
             seal(conn)
         rows = self.db.su.execute(
             "select application_name, secret_id from meshaudit.audit_logs"
-            " where secret_table = 'public.secrets' and operation = 'read' and outcome in ('granted', 'rolled_back') and db_user = %s",
+            " where secret_table = 'public.secrets' and operation = 'read' and db_user = %s"
+            " and outcome in ('granted', 'rolled_back')",
             [self.user],
         ).fetchall()
         found: dict[str, set[str]] = {}

@@ -2,6 +2,7 @@
 
 import pytest
 
+from tests.journal_support import seal
 from tests.meshhook import ALICE, BOB
 from tests.postgrest import Rest
 
@@ -100,10 +101,10 @@ def test_a_get_is_recorded_by_the_journal_and_so_is_a_denial(armed, supabase_db)
     assert alice.rpc("read_secret", {"id": secret}, get=True).json() == "\\x01ff"
     assert alice.rpc("read_secret", {"id": NOBODYS}).status == 404
     with supabase_db.connect() as conn:
-        conn.execute("select meshaudit.seal()")
+        seal(conn)
     entries = supabase_db.su.execute(
         "select secret_id, outcome, user_identity from meshaudit.audit_logs"
-        " where operation = 'read' order by id"
+        " where operation = 'read' order by \"timestamp\""
     ).fetchall()
     assert entries == [(secret, "granted", ALICE), (NOBODYS, "denied", ALICE)]
 
