@@ -54,7 +54,8 @@ def dump(db: Db) -> str:
 def assert_same(got: str, wanted: str) -> None:
     """As a short diff: the dumps are long."""
     lines = difflib.unified_diff(wanted.splitlines(), got.splitlines(), "wanted", "got", n=1, lineterm="")
-    assert "\n".join(lines) == ""
+    found = "\n".join(lines)
+    assert found == "", found
 
 
 def rows(db: Db) -> dict[str, str]:
