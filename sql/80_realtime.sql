@@ -44,7 +44,7 @@ begin
     where h.seq > coalesce(f.seq, 0);
   v_age := pg_catalog.clock_timestamp() - s.ran_at;
   "check" := 'feed';
-  ok := s.failure is null and (v_behind = 0 or v_age < '60 seconds'::pg_catalog.interval) and v_behind < 100000;
+  ok := s.failure is null and coalesce(v_behind = 0 or v_age < '60 seconds'::pg_catalog.interval, false) and v_behind < 100000;
   detail := coalesce('fails: ' || pg_catalog."left"(s.failure, 200) || '; ', '')
     || pg_catalog.format('%s entries behind, last run %s', v_behind,
       coalesce(pg_catalog.round(extract(epoch from v_age)) || ' seconds ago', 'never'))
