@@ -3375,15 +3375,16 @@ as $$
   from (
     select s.*, not s.fresh and s.access_id in (
         select u from meshaudit_private.journal_seen b, unnest(b.access_ids) u where b.lsn >= p_seen_from) as seen
-    from unnest(p_lsns, p_access_ids, p_fresh, p_statuses, p_records) s (
+    from unnest(p_lsns, p_access_ids, p_fresh, p_statuses, p_records) with ordinality s (
       lsn, access_id, fresh, status, written, writer, xid, lane, seq, at, operation, outcome, secret_id, secret_table,
       scope, user_identity, identity_source, claimed_identity, db_user, db_role, ip_address, application_name,
-      user_agent, request_id, secret_ids, scopes, ats, access_ids)
+      user_agent, request_id, secret_ids, scopes, ats, access_ids, i)
     where s.status <> 'in progress' and (s.lane is null or not exists (
       select from meshaudit_private.ledger l
       where l.lane = s.lane and l.seq = s.seq and l."timestamp" = meshaudit_private.time_of(s.at)
         and l.access_id = s.access_id))
-    offset 0) m
+    -- a join may have mixed them
+    order by s.i offset 0) m
 $$;
 
 -- Seals messages, and what was pending; everything before p_upto is then done. Returns the number of entries made.
@@ -4674,7 +4675,7 @@ begin
     where h.seq > coalesce(f.seq, 0);
   v_age := pg_catalog.clock_timestamp() - s.ran_at;
   "check" := 'feed';
-  ok := s.failure is null and (v_behind = 0 or v_age < '60 seconds'::pg_catalog.interval) and v_behind < 100000;
+  ok := s.failure is null and coalesce(v_behind = 0 or v_age < '60 seconds'::pg_catalog.interval, false) and v_behind < 100000;
   detail := coalesce('fails: ' || pg_catalog."left"(s.failure, 200) || '; ', '')
     || pg_catalog.format('%s entries behind, last run %s', v_behind,
       coalesce(pg_catalog.round(extract(epoch from v_age)) || ' seconds ago', 'never'))
