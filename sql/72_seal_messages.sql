@@ -86,7 +86,8 @@ as $$
         left join meshaudit_private.journal_keys k on k.key_id = m.key_id
         offset 0) c
       offset 0) x
-    offset 0) t
+    -- the join with the keys may have mixed them
+    order by x.lsn offset 0) t
 $$;
 
 -- The same items with the accesses of each batch one by one, in order.
