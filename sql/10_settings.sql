@@ -8,6 +8,7 @@ create table meshaudit_private.settings (
   address_headers text[] not null default array['cf-connecting-ip', 'x-forwarded-for'],
   partition_interval text not null default 'month' check (partition_interval in ('month', 'week', 'day')),
   partitions_ahead int not null default 3 check (partitions_ahead between 1 and 400),
+  keep_in_database interval not null default '1 day' check (keep_in_database >= interval '1 day'),
   installed_at timestamptz not null default clock_timestamp(),
   maintained_at timestamptz,
   verified_at timestamptz,
@@ -23,6 +24,8 @@ comment on column meshaudit_private.settings.api_roles is
   'Roles a gateway switches to for logged-in users; they may query the log once a JWT subject is made auditor.';
 comment on column meshaudit_private.settings.address_headers is
   'Request headers to take the client''s address from, best first; of a list, the last (nearest) address counts.';
+comment on column meshaudit_private.settings.keep_in_database is
+  'How long a partition stays after its end before it may be retired.';
 
 insert into meshaudit_private.settings default values;
 

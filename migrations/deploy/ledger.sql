@@ -85,6 +85,7 @@ $$;
 
 create schema meshaudit authorization meshaudit_owner;
 create schema meshaudit_private authorization meshaudit_owner;
+create schema meshaudit_protected authorization meshaudit_owner;
 
 -- The journal's slot is read through it. It has no tables: the messages are all there is to see. It must be there before
 -- the slot, which looks it up as of each change.
@@ -98,8 +99,12 @@ comment on schema meshaudit is
   'Audit log for secrets: the public functions and the view audit_logs. Everything else lives in meshaudit_private.';
 comment on schema meshaudit_private is
   'Inside of meshaudit. No user has USAGE; only the SECURITY DEFINER functions of schema meshaudit come here.';
+comment on schema meshaudit_protected is
+  'Tables under audit (meshaudit.protect). Open to name; what one may do with a table, its own privileges say.';
 
-revoke all on schema meshaudit, meshaudit_private from public;
+revoke all on schema meshaudit, meshaudit_private, meshaudit_protected from public;
+-- the triggers of a protected table's view run as the caller, and name the table
+grant usage on schema meshaudit_protected to public;
 grant usage on schema meshaudit to meshaudit_client, meshaudit_auditor, meshaudit_operator;
 
 -- A project's default privileges (Supabase sets some) must not leak into ours: what is created from here on
@@ -118,6 +123,7 @@ create table meshaudit_private.settings (
   address_headers text[] not null default array['cf-connecting-ip', 'x-forwarded-for'],
   partition_interval text not null default 'month' check (partition_interval in ('month', 'week', 'day')),
   partitions_ahead int not null default 3 check (partitions_ahead between 1 and 400),
+  keep_in_database interval not null default '1 day' check (keep_in_database >= interval '1 day'),
   installed_at timestamptz not null default clock_timestamp(),
   maintained_at timestamptz,
   verified_at timestamptz,
@@ -133,6 +139,8 @@ comment on column meshaudit_private.settings.api_roles is
   'Roles a gateway switches to for logged-in users; they may query the log once a JWT subject is made auditor.';
 comment on column meshaudit_private.settings.address_headers is
   'Request headers to take the client''s address from, best first; of a list, the last (nearest) address counts.';
+comment on column meshaudit_private.settings.keep_in_database is
+  'How long a partition stays after its end before it may be retired.';
 
 insert into meshaudit_private.settings default values;
 
@@ -371,6 +379,61 @@ alter table meshaudit_private.journal enable always trigger note_journal_used;
 comment on function meshaudit_private.journal_used() is 'Whether the journal is armed or required, or the vault in journal mode.';
 comment on function meshaudit_private.vault_in_journal() is 'Whether the vault is in journal mode.';
 comment on function meshaudit_private.note_journal_used() is 'Keeps journal_used() and vault_in_journal() true to the row.';
+
+-- sql/15_archive.sql
+
+-- What has left the database for the archive, and what may not.
+--
+-- Invariants
+--   * a retirement's manifest is kept whole: its digest is in an entry of the log, or in the next manifest, so that it
+--     cannot be changed unseen; what verify() accepts as retired follows from manifests alone;
+--   * retired_runs repeats what the manifests say, for look-ups; verify() compares the two.
+
+create table meshaudit_private.retirements (
+  number int primary key generated always as identity,
+  partition text not null unique,
+  manifest text not null,
+  from_time timestamptz not null,
+  to_time timestamptz not null,
+  entries bigint not null,
+  -- where the entry is that records it, the last one if it was restored in between
+  lane int not null,
+  seq bigint not null,
+  restored boolean not null default false,
+  retired_at timestamptz not null default clock_timestamp()
+);
+comment on table meshaudit_private.retirements is 'Partitions that were archived, verified and emptied.';
+comment on column meshaudit_private.retirements.manifest is 'The archive''s manifest, byte for byte.';
+comment on column meshaudit_private.retirements.restored is 'Whether its entries are back in the database.';
+
+-- Stretches of lanes that are in an archive instead of the ledger.
+create table meshaudit_private.retired_runs (
+  lane int not null,
+  first_seq bigint not null,
+  last_seq bigint not null,
+  prev_hash bytea not null,
+  hash bytea not null,
+  partition text not null,
+  primary key (lane, first_seq)
+);
+comment on table meshaudit_private.retired_runs is 'Stretches of lanes that are in an archive instead of the ledger.';
+
+create table meshaudit_private.holds (
+  hold bigint primary key generated always as identity,
+  secret_id text,
+  user_identity text,
+  scope text,
+  from_time timestamptz,
+  to_time timestamptz,
+  reason text not null,
+  placed_by text not null,
+  placed_at timestamptz not null default clock_timestamp()
+);
+comment on table meshaudit_private.holds is 'Legal holds: what they match is not retired. Null matches everything.';
+
+alter table meshaudit_private.retirements enable row level security;
+alter table meshaudit_private.retired_runs enable row level security;
+alter table meshaudit_private.holds enable row level security;
 
 -- sql/20_entry_bytes.sql
 
@@ -1699,9 +1762,9 @@ language plpgsql volatile security definer set search_path = ''
 as $$
 begin
   if name not in ('gateway_roles', 'api_roles', 'address_headers', 'partition_interval', 'partitions_ahead',
-      'vault_mode', 'require_journal', 'journal_flush') or name is null then
+      'vault_mode', 'require_journal', 'journal_flush', 'keep_in_database') or name is null then
     raise exception 'no setting named "%"', pg_catalog."left"(name, 100) using errcode = 'MA005',
-      hint = 'Settings: gateway_roles, api_roles, address_headers (comma-separated lists), partition_interval (month, week or day), partitions_ahead (1 to 400), vault_mode (ledger or journal), require_journal, journal_flush (true or false).';
+      hint = 'Settings: gateway_roles, api_roles, address_headers (comma-separated lists), partition_interval (month, week or day), partitions_ahead (1 to 400), vault_mode (ledger or journal), require_journal, journal_flush (true or false), keep_in_database (an interval of a day or more).';
   end if;
   begin
     case name
@@ -1721,10 +1784,12 @@ begin
         update meshaudit_private.journal set required = value::pg_catalog.bool where singleton;
       when 'journal_flush' then
         update meshaudit_private.journal set flush = value::pg_catalog.bool where singleton;
+      when 'keep_in_database' then
+        update meshaudit_private.settings set keep_in_database = value::pg_catalog.interval where singleton;
     end case;
   exception when check_violation or not_null_violation or data_exception then
     raise exception 'bad value for setting "%"', name using errcode = 'MA005',
-      hint = 'Lists are comma-separated; partition_interval is month, week or day; partitions_ahead is 1 to 400; vault_mode is ledger or journal; require_journal and journal_flush are true or false.';
+      hint = 'Lists are comma-separated; partition_interval is month, week or day; partitions_ahead is 1 to 400; vault_mode is ledger or journal; require_journal and journal_flush are true or false; keep_in_database is a day or more.';
   end;
   insert into meshaudit_private.ledger (secret_id, access_type, operation, outcome, secret_table, scope)
     values (name, 'write', 'update', 'granted', 'meshaudit.settings', '*');
@@ -1748,7 +1813,8 @@ as $$
       ('address_headers', s.address_headers::pg_catalog.text), ('partition_interval', s.partition_interval),
       ('partitions_ahead', s.partitions_ahead::pg_catalog.text), ('ledger_id', s.ledger_id::pg_catalog.text),
       ('vault_mode', k.vault_mode), ('require_journal', k.required::pg_catalog.text),
-      ('journal_flush', k.flush::pg_catalog.text)) j (n, v)
+      ('journal_flush', k.flush::pg_catalog.text),
+      ('keep_in_database', s.keep_in_database::pg_catalog.text)) j (n, v)
   where j.n = name
 $$;
 revoke all on function meshaudit.get_setting(text) from public;
@@ -1756,7 +1822,7 @@ grant execute on function meshaudit.get_setting(text) to meshaudit_auditor, mesh
 
 comment on function meshaudit_private.list(text) is 'A comma-separated list as an array; null if it is empty.';
 comment on function meshaudit.set_setting(text, text) is
-  'Changes a setting: gateway_roles, api_roles, address_headers (comma-separated), partition_interval (month, week, day), partitions_ahead (1 to 400), vault_mode (ledger, journal), require_journal, journal_flush (true, false). Recorded as an update of meshaudit.settings. Raises MA005 on a bad name or value.';
+  'Changes a setting: gateway_roles, api_roles, address_headers (comma-separated), partition_interval (month, week, day), partitions_ahead (1 to 400), vault_mode (ledger, journal), require_journal, journal_flush (true, false), keep_in_database (an interval of a day or more). Recorded as an update of meshaudit.settings. Raises MA005 on a bad name or value.';
 comment on function meshaudit.get_setting(text) is 'A setting''s value as text (or ledger_id); null if there is none of that name.';
 
 -- sql/42_vault_api.sql
@@ -2043,6 +2109,111 @@ grant execute on function meshaudit.sees_everything() to meshaudit_auditor;
 comment on function meshaudit.sees_everything() is
   'Whether the caller''s queries of audit_logs return all entries: an auditor of scope ''*'', or a role that bypasses row security.';
 
+-- sql/59_retired.sql
+
+-- What verify() has to know of retired entries: where they were, and that the log says so.
+
+-- Says that entries p_from to p_to are gone; null if that is none.
+create function meshaudit_private.gap(p_from bigint, p_to bigint) returns text
+language sql immutable parallel safe
+return case
+  when p_from = p_to then 'deleted'
+  when p_from < p_to then pg_catalog.format('deleted (entries %s to %s)', p_from, p_to)
+end;
+
+-- The stretches that are retired according to manifests whose digest the log holds: in an entry of its own, or in a later
+-- manifest of which that is true. (An old retirement's entry is itself retired one day; the newest never is.)
+create function meshaudit_private.backed_runs()
+returns table (lane int, first_seq bigint, last_seq bigint, prev_hash bytea, hash bytea, partition text)
+language sql stable set search_path = ''
+as $$
+  with recursive named as (
+    select r.*, pg_catalog.encode(pg_catalog.sha256(pg_catalog.convert_to(r.manifest, 'UTF8')), 'hex') as digest,
+      r.manifest::pg_catalog.jsonb as content
+    from meshaudit_private.retirements r
+  ), backed (number, partition, restored, content) as (
+    select n.number, n.partition, n.restored, n.content from named n
+    where exists (
+      select from meshaudit_private.ledger l
+      where l.lane = n.lane and l.seq = n.seq and l.secret_table = 'meshaudit.archive' and l.operation = 'delete'
+        and l.secret_id = pg_catalog.concat(n.partition, ' ', n.digest))
+    union
+    select n.number, n.partition, n.restored, n.content from backed b
+    join named n on n.digest = (b.content operator(pg_catalog.->>) 'previous')
+  )
+  select (e.run operator(pg_catalog.->>) 0)::pg_catalog.int4, (e.run operator(pg_catalog.->>) 1)::pg_catalog.int8,
+    (e.run operator(pg_catalog.->>) 2)::pg_catalog.int8,
+    pg_catalog.decode(e.run operator(pg_catalog.->>) 3, 'hex'), pg_catalog.decode(e.run operator(pg_catalog.->>) 4, 'hex'),
+    b.partition
+  from backed b, lateral pg_catalog.jsonb_array_elements(b.content operator(pg_catalog.->) 'runs') e (run)
+  where not b.restored
+$$;
+
+-- The last retired seq before an entry, if it reaches that far; the first one behind it.
+create function meshaudit_private.retired_before(p_lane int, p_seq bigint) returns bigint
+language sql stable set search_path = ''
+as $$
+  select pg_catalog.max(r.last_seq) from meshaudit_private.retired_runs r where r.lane = p_lane and r.first_seq < p_seq
+$$;
+
+create function meshaudit_private.retired_behind(p_lane int, p_seq bigint) returns bigint
+language sql stable set search_path = ''
+as $$
+  select pg_catalog.min(r.first_seq) from meshaudit_private.retired_runs r where r.lane = p_lane and r.last_seq > p_seq
+$$;
+
+-- What is wrong with the retired stretches: missing entries next to them, links that contradict them, entries where they
+-- are, and stretches that no retirement in the log stands for.
+create function meshaudit_private.verify_retired() returns table (lane int, seq bigint, id bigint, problem text)
+language sql stable set search_path = ''
+as $$
+  with stretches as (
+    select r.*, h.seq as head_seq, h.hash as head_hash,
+      pg_catalog.lead(r.first_seq) over w as next_first, pg_catalog.lead(r.prev_hash) over w as next_prev,
+      pg_catalog.lag(r.last_seq) over w as before_last
+    from meshaudit_private.retired_runs r
+    left join meshaudit_private.lane_heads h on h.lane = r.lane
+    window w as (partition by r.lane order by r.first_seq)
+  ), beside as (
+    select s.*,
+      (select pg_catalog.min(l.seq) from meshaudit_private.ledger l where l.lane = s.lane and l.seq > s.last_seq) as next_entry,
+      (select pg_catalog.max(l.seq) from meshaudit_private.ledger l where l.lane = s.lane and l.seq < s.first_seq) as entry_before
+    from stretches s
+  ), gaps as (
+    -- where the next is an entry, that tells
+    select b.lane, b.last_seq + 1 as first, coalesce(b.next_first - 1, b.head_seq) as last from beside b
+      where b.next_entry is null or b.next_entry >= b.next_first
+    union all
+    select b.lane, 1, b.first_seq - 1 from beside b where b.before_last is null and b.entry_before is null
+  )
+  select g.lane, g.first, null::pg_catalog.int8, meshaudit_private.gap(g.first, g.last)
+    from gaps g where g.first <= g.last
+  union all
+  select b.lane, b.last_seq, null, 'edited' from beside b
+    where (b.last_seq = b.head_seq and b.hash <> b.head_hash)
+      or (b.next_first = b.last_seq + 1 and b.next_prev <> b.hash)
+      or (b.next_entry = b.last_seq + 1 and not exists (
+        select from meshaudit_private.ledger l
+        where l.lane = b.lane and l.seq = b.last_seq + 1 and l.prev_hash = b.hash))
+  union all
+  select b.lane, b.first_seq, null, 'edited' from beside b
+    where b.first_seq = 1 and b.prev_hash <> (
+      select meshaudit_private.genesis_hash(t.ledger_id, b.lane) from meshaudit_private.settings t)
+  union all
+  select r.lane, l.seq, l.id, 'inserted' from meshaudit_private.retired_runs r
+    join meshaudit_private.ledger l on l.lane = r.lane and l.seq between r.first_seq and r.last_seq
+  union all
+  select r.lane, r.first_seq, null, pg_catalog.format('retired without an entry (entries %s to %s)', r.first_seq, r.last_seq)
+    from (select t.lane, t.first_seq, t.last_seq, t.prev_hash, t.hash, t.partition from meshaudit_private.retired_runs t
+      except select * from meshaudit_private.backed_runs()) r
+$$;
+
+comment on function meshaudit_private.gap(bigint, bigint) is 'Says which entries are gone; null if none.';
+comment on function meshaudit_private.backed_runs() is 'Stretches of lanes that are retired according to the log itself.';
+comment on function meshaudit_private.retired_before(int, bigint) is 'The last retired seq of what begins before this one.';
+comment on function meshaudit_private.retired_behind(int, bigint) is 'The first retired seq of what ends behind this one.';
+comment on function meshaudit_private.verify_retired() is 'What is wrong with the retired stretches, for verify().';
+
 -- sql/60_verify.sql
 
 -- Verification inside the database. meshaudit verify does the same from outside, sharing no code with this.
@@ -2126,6 +2297,9 @@ as $$
     select from meshaudit_private.ledger l
     where l.lane = s.lane and l.seq = least(s.seq, 9223372036854775806) + 1 and l.seq <= s.head_seq and l.prev_hash = s.hash
       and pg_catalog.concat(l.tableoid, l.ctid) <> all (p_false))
+    or exists (
+    select from meshaudit_private.retired_runs r
+    where r.lane = s.lane and r.first_seq = least(s.seq, 9223372036854775806) + 1 and r.prev_hash = s.hash)
 $$;
 
 -- Whether a sound entry was given a new hash: its neighbours, sound as well, contradict it.
@@ -2143,17 +2317,21 @@ begin
     return true;
   elsif not exists (
       select from meshaudit_private.ledger l
-      where l.lane = s.lane and l.seq = least(s.seq, 9223372036854775806) + 1 and pg_catalog.concat(l.tableoid, l.ctid) <> all (p_false)) then
+      where l.lane = s.lane and l.seq = least(s.seq, 9223372036854775806) + 1 and pg_catalog.concat(l.tableoid, l.ctid) <> all (p_false))
+    and not exists (select from meshaudit_private.retired_runs r where r.lane = s.lane and r.first_seq = least(s.seq, 9223372036854775806) + 1) then
     return false;  -- nothing is there that could name it
   end if;
   -- a break before it, which is its own because the next entry does not name it either
   select pg_catalog.bool_or(not meshaudit_private.is_sound(l) or l.hash = s.prev_hash) into v_links
     from meshaudit_private.ledger l where l.lane = s.lane and l.seq = s.seq - 1;
+  select coalesce(pg_catalog.bool_or(r.hash = s.prev_hash) or v_links, v_links, pg_catalog.bool_or(r.hash = s.prev_hash)) into v_links
+    from meshaudit_private.retired_runs r where r.lane = s.lane and r.last_seq = s.seq - 1;
   if not v_links then
     return true;
   end if;
   -- a break behind it, which is its own unless the next entry is unsound or made anew itself
-  return exists (
+  return exists (select from meshaudit_private.retired_runs r where r.lane = s.lane and r.first_seq = least(s.seq, 9223372036854775806) + 1)
+    or exists (
     select from meshaudit_private.ledger l
     where l.lane = s.lane and l.seq = least(s.seq, 9223372036854775806) + 1 and meshaudit_private.is_sound(l)
       and pg_catalog.concat(l.tableoid, l.ctid) <> all (p_false)
@@ -2232,7 +2410,7 @@ begin
     if s.seq >= 1 and s.head_seq is not null
        and s.before_seq is distinct from s.seq - 1 and s.before_seq is distinct from s.seq then
       select pg_catalog.max(l.seq) into v_last from meshaudit_private.ledger l where l.lane = s.lane and l.seq < s.seq;
-      seq := greatest(v_last, 0) + 1;
+      seq := greatest(v_last, meshaudit_private.retired_before(s.lane, s.seq), 0) + 1;
       id := null;
       problem := meshaudit_private.gap(seq, least(s.seq - 1, s.head_seq));
       if problem is not null then
@@ -2256,6 +2434,7 @@ begin
     -- what is missing behind it, up to the next entry; if that is looked at too, it tells
     if s.seq < s.head_seq and (s.next_seq is null or s.next_seq > s.seq + 1) then
       select pg_catalog.min(l.seq) into v_last from meshaudit_private.ledger l where l.lane = s.lane and l.seq > s.seq;
+      v_last := least(v_last, meshaudit_private.retired_behind(s.lane, s.seq));
       if v_last is null or v_last < s.next_seq or s.next_seq is null then
         seq := greatest(s.seq, 0) + 1;
         id := null;
@@ -2267,12 +2446,14 @@ begin
     end if;
   end loop;
 
-  -- lanes that are gone altogether
+  -- lanes that are gone altogether, and what was retired
   if not c_limited then
+    return query select r.lane, r.seq, r.id, r.problem from meshaudit_private.verify_retired() r order by r.lane, r.seq, r.id;
     return query
       select h.lane, 1::pg_catalog.int8, null::pg_catalog.int8, meshaudit_private.gap(1, h.seq)
       from meshaudit_private.lane_heads h
       where h.seq > 0 and not exists (select from meshaudit_private.ledger l where l.lane = h.lane)
+        and not exists (select from meshaudit_private.retired_runs r where r.lane = h.lane)
       order by h.lane;
   end if;
 end
@@ -2290,14 +2471,6 @@ end;
 revoke all on function meshaudit.verify(timestamptz, timestamptz) from public;
 grant execute on function meshaudit.verify(timestamptz, timestamptz) to meshaudit_auditor, meshaudit_operator;
 
--- Says that entries p_from to p_to are gone; null if that is none.
-create function meshaudit_private.gap(p_from bigint, p_to bigint) returns text
-language sql immutable parallel safe
-return case
-  when p_from = p_to then 'deleted'
-  when p_from < p_to then pg_catalog.format('deleted (entries %s to %s)', p_from, p_to)
-end;
-
 comment on type meshaudit_private.suspect is 'An entry and its neighbours, for verify(). "at" says which row it is.';
 comment on function meshaudit_private.is_sound(meshaudit_private.ledger) is 'Whether an entry''s hash is that of its bytes.';
 comment on function meshaudit_private.unsound(timestamptz, timestamptz) is 'Which rows'' hashes are not those of their bytes.';
@@ -2309,7 +2482,6 @@ comment on function meshaudit_private.made_anew(meshaudit_private.suspect, text[
   'Whether a sound entry''s hash was made anew, as its sound neighbours tell.';
 comment on function meshaudit_private.is_displaced(meshaudit_private.suspect, meshaudit_private.suspect[]) is
   'Whether an unsound entry belongs at another of the given places.';
-comment on function meshaudit_private.gap(bigint, bigint) is 'Says which entries are gone; null if none.';
 comment on function meshaudit_private.verify(timestamptz, timestamptz, text) is 'meshaudit.verify(), for a role.';
 comment on function meshaudit.verify(timestamptz, timestamptz) is
   'Recomputes every hash and link of the log, or of from_time <= timestamp < to_time. No row: intact. Otherwise lane, seq, id and the problem: edited, deleted, inserted, reordered or forked. It cannot see what a checkpoint kept outside would show: a log rewritten as a whole. Raises MA001 for who sees only part of the log.';
@@ -2424,6 +2596,7 @@ begin
   return next;
 
   return query select * from meshaudit_private.journal_status();
+  return query select * from meshaudit_private.protection_status();
 end
 $$;
 revoke all on function meshaudit_private.status(text) from public;
@@ -3117,6 +3290,1496 @@ begin
 end
 $$;
 comment on function meshaudit_private.journal_status() is 'The journal''s checks for meshaudit.status().';
+
+-- sql/80_protections.sql
+
+-- Tables under audit. protect() moves the table to schema meshaudit_protected; a view takes its name.
+--
+-- Invariants
+--   * saved says what unprotect() restores: where each relation of the table was, and who had which privilege;
+--   * generated functions are named for protection_id (reveal_7_3: third column of protection 7), because a restored
+--     database has other oids;
+--   * a row without view is one that protect() is at work on: none is ever committed.
+
+create table meshaudit_private.protections (
+  protection_id int primary key generated always as identity,
+  base regclass not null unique,
+  view regclass unique,
+  schema_name name not null,
+  table_name name not null,
+  key_columns name[] not null,
+  secret_columns name[] not null,
+  scope_column name,
+  mode text not null check (mode in ('ledger', 'journal')),
+  saved jsonb not null,
+  protected_at timestamptz not null default clock_timestamp(),
+  protected_by text not null default session_user
+);
+comment on table meshaudit_private.protections is 'Tables that meshaudit.protect() has put under audit.';
+alter table meshaudit_private.protections enable row level security;
+
+create table meshaudit_private.reveal_key (
+  singleton boolean primary key default true check (singleton),
+  key bytea not null
+);
+comment on table meshaudit_private.reveal_key is 'Signs what record_reveal() remembers.';
+alter table meshaudit_private.reveal_key enable row level security;
+insert into meshaudit_private.reveal_key (key)
+  values (sha256(uuid_send(gen_random_uuid()) || uuid_send(gen_random_uuid()) || uuid_send(gen_random_uuid())));
+
+-- sql/81_record_reveal.sql
+
+-- Recording the reads and writes of a protected table.
+
+-- Records that a value is about to be revealed. A query may evaluate a view's column several times for one row, and a row
+-- may have several secret columns: the last row is remembered for the statement, under a MAC, since a session can set
+-- any setting. Who brings back an old mark gets what that very statement has recorded already.
+create function meshaudit_private.record_reveal(
+  p_secret_table text, p_secret_id text, p_scope text, p_role name, p_journal boolean
+) returns void
+language plpgsql volatile parallel unsafe set search_path = ''
+as $$
+declare
+  v_mark pg_catalog.text;
+begin
+  select pg_catalog.encode(pg_catalog.sha256(k.key || pg_catalog.timestamptz_send(pg_catalog.transaction_timestamp())
+      || pg_catalog.timestamptz_send(pg_catalog.statement_timestamp()) || pg_catalog.int4send(pg_catalog.pg_backend_pid())
+      || pg_catalog.convert_to(p_secret_table || ' ' || p_secret_id, 'UTF8')), 'hex')
+    into v_mark from meshaudit_private.reveal_key k;
+  if pg_catalog.current_setting('meshaudit.revealed', true) = v_mark then
+    return;
+  end if;
+  if p_journal or pg_catalog.current_setting('transaction_read_only') = 'on' then
+    if not meshaudit_private.journal_access('read', 'granted', p_secret_id, p_secret_table, p_scope, p_role) then
+      perform meshaudit_private.refuse_unrecorded();
+    end if;
+  else
+    insert into meshaudit_private.ledger (secret_id, operation, outcome, secret_table, scope, db_role)
+      values (p_secret_id, 'read', 'granted', p_secret_table, p_scope, p_role);
+  end if;
+  perform pg_catalog.set_config('meshaudit.revealed', v_mark, true);
+end
+$$;
+
+create function meshaudit_private.record_writes(
+  p_operation text, p_secret_ids text[], p_secret_table text, p_scopes text[], p_journal boolean
+) returns void
+language plpgsql volatile set search_path = ''
+as $$
+declare
+  -- inside of a trigger's definer function nobody knows who is current_user outside
+  v_role constant pg_catalog.text := coalesce(
+    nullif(pg_catalog.current_setting('role'), 'none'), session_user::pg_catalog.text);
+begin
+  if p_secret_ids is null then
+    return;
+  elsif p_journal then
+    perform meshaudit_private.journal_accesses(p_operation, p_secret_ids, p_secret_table, p_scopes, v_role);
+  else
+    perform meshaudit_private.record_accesses(p_operation, 'granted', p_secret_ids, p_secret_table, p_scopes, v_role);
+  end if;
+end
+$$;
+
+comment on function meshaudit_private.record_reveal(text, text, text, name, boolean) is
+  'Records a read of a protected row, once a row and statement. Raises MA002 if it cannot.';
+comment on function meshaudit_private.record_writes(text, text[], text, text[], boolean) is
+  'Records the writes of a statement on a protected table. Raises MA002 if it cannot.';
+
+-- sql/82_protectable.sql
+
+-- What can be protected, and why not. Every refusal is MA005 (MA001: not yours) and says what to do.
+
+create function meshaudit_private.refuse_protection(p_target text, p_why text, p_hint text) returns void
+language plpgsql volatile set search_path = ''
+as $$
+begin
+  raise exception '% cannot be protected: %', p_target, p_why using errcode = 'MA005', hint = p_hint;
+end
+$$;
+
+create function meshaudit_private.require_owner(p_relation oid, p_role name) returns void
+language plpgsql volatile set search_path = ''
+as $$
+begin
+  if not exists (
+    select from pg_catalog.pg_class c where c.oid = p_relation and pg_catalog.pg_has_role(p_role, c.relowner, 'USAGE')
+  ) then
+    raise exception 'you do not own %', p_relation::pg_catalog.regclass using errcode = 'MA001',
+      hint = 'Protecting a table, and taking it back out, is for its owner.';
+  end if;
+end
+$$;
+
+-- The table and, if it is partitioned, all its partitions.
+create function meshaudit_private.relations_of(p_base oid) returns setof oid
+language sql stable set search_path = ''
+as $$
+  select p_base union select t.relid from pg_catalog.pg_partition_tree(p_base::pg_catalog.regclass) t
+$$;
+
+create function meshaudit_private.check_kind(p_target oid, p_name text) returns void
+language plpgsql volatile set search_path = ''
+as $$
+declare
+  c pg_catalog.pg_class;
+  v_schema pg_catalog.text;
+begin
+  select * into c from pg_catalog.pg_class r where r.oid = p_target;
+  select n.nspname into v_schema from pg_catalog.pg_namespace n where n.oid = c.relnamespace;
+  if exists (select from meshaudit_private.protections p where p.view = p_target or p_target = any (
+      select r from meshaudit_private.relations_of(p.base) r)) then
+    perform meshaudit_private.refuse_protection(p_name, 'it is protected already', 'meshaudit.unprotect() takes it out again.');
+  elsif v_schema in ('pg_catalog', 'information_schema', 'meshaudit', 'meshaudit_private', 'meshaudit_protected') or v_schema ~ '^pg_' then
+    perform meshaudit_private.refuse_protection(p_name, 'it is a system, temporary or meshaudit table', 'Protect tables of your own.');
+  elsif c.relkind not in ('r', 'p') then
+    perform meshaudit_private.refuse_protection(p_name, 'it is not a table', 'Foreign tables, views and sequences hold no rows of their own.');
+  elsif c.relispartition then
+    perform meshaudit_private.refuse_protection(p_name, 'it is a partition', pg_catalog.format('Protect the partitioned table: %s.',
+      (select i.inhparent::pg_catalog.regclass from pg_catalog.pg_inherits i where i.inhrelid = p_target)));
+  elsif c.relkind = 'r' and exists (select from pg_catalog.pg_inherits i where p_target in (i.inhrelid, i.inhparent)) then
+    perform meshaudit_private.refuse_protection(p_name, 'it inherits, or is inherited from', 'A query of the parent would read the child past the audit.');
+  elsif exists (select from pg_catalog.pg_depend d where d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass
+      and d.objid = p_target and d.deptype = 'e') then
+    perform meshaudit_private.refuse_protection(p_name, 'it belongs to an extension', 'Wrap it: see docs/supabase.md for Supabase''s Vault.');
+  end if;
+end
+$$;
+
+create function meshaudit_private.check_columns(p_target oid, p_name text, p_secrets text[], p_scope text) returns void
+language plpgsql volatile set search_path = ''
+as $$
+declare
+  v_keys constant pg_catalog.name[] := meshaudit_private.key_columns(p_target);
+  v_bad pg_catalog.text;
+begin
+  if coalesce(pg_catalog.cardinality(p_secrets), 0) = 0 or pg_catalog.array_position(p_secrets, null) is not null then
+    perform meshaudit_private.refuse_protection(p_name, 'no secret column is named', 'Name one or more columns.');
+  end if;
+  select n into v_bad from unnest(p_secrets || p_scope) n where n is not null and not exists (
+    select from pg_catalog.pg_attribute a where a.attrelid = p_target and a.attname = n and a.attnum > 0 and not a.attisdropped);
+  if v_bad is not null then
+    perform meshaudit_private.refuse_protection(p_name, pg_catalog.format('it has no column "%s"', v_bad),
+      pg_catalog.format('Its columns: %s.', (select pg_catalog.string_agg(a.attname, ', ' order by a.attnum)
+        from pg_catalog.pg_attribute a where a.attrelid = p_target and a.attnum > 0 and not a.attisdropped)));
+  elsif v_keys is null then
+    perform meshaudit_private.refuse_protection(p_name, 'it has no primary key', 'Entries name a row by its primary key: add one.');
+  elsif p_secrets && v_keys::pg_catalog.text[] or p_scope = any (p_secrets) then
+    perform meshaudit_private.refuse_protection(p_name, 'a secret column is in the primary key, or is the scope',
+      'Entries name both in plain text.');
+  end if;
+  -- a column generated from a secret tells the secret
+  select a.attname into v_bad
+    from pg_catalog.pg_attrdef f
+    join pg_catalog.pg_attribute a on a.attrelid = f.adrelid and a.attnum = f.adnum and a.attgenerated <> ''
+    join pg_catalog.pg_depend d on d.classid = 'pg_catalog.pg_attrdef'::pg_catalog.regclass and d.objid = f.oid
+      and d.refobjid = p_target
+    join pg_catalog.pg_attribute s on s.attrelid = p_target and s.attnum = d.refobjsubid
+    where f.adrelid = p_target and s.attname = any (p_secrets) and a.attname <> all (p_secrets) limit 1;
+  if v_bad is not null then
+    perform meshaudit_private.refuse_protection(p_name, pg_catalog.format('column "%s" is generated from a secret column', v_bad),
+      'Name it as a secret column too.');
+  end if;
+end
+$$;
+
+create function meshaudit_private.key_columns(p_target oid) returns name[]
+language sql stable set search_path = ''
+as $$
+  select pg_catalog.array_agg(a.attname order by k.n)
+  from pg_catalog.pg_index i, unnest(i.indkey::pg_catalog.int2[]) with ordinality k (attnum, n)
+  join pg_catalog.pg_attribute a on a.attnum = k.attnum
+  where i.indrelid = p_target and i.indisprimary and a.attrelid = p_target
+$$;
+
+-- Whatever would go on reading the table by its oid, past the view, or streams its values.
+create function meshaudit_private.check_dependents(p_target oid, p_name text, p_secrets text[]) returns void
+language plpgsql volatile set search_path = ''
+as $$
+declare
+  v_what pg_catalog.text;
+begin
+  select pg_catalog.string_agg(distinct case d.classid
+      when 'pg_catalog.pg_rewrite'::pg_catalog.regclass then (
+        select r.ev_class::pg_catalog.regclass::pg_catalog.text from pg_catalog.pg_rewrite r where r.oid = d.objid)
+      else pg_catalog.pg_describe_object(d.classid, d.objid, 0) end, ', ') into v_what
+    from pg_catalog.pg_depend d
+    where d.classid in ('pg_catalog.pg_rewrite'::pg_catalog.regclass, 'pg_catalog.pg_proc'::pg_catalog.regclass)
+      and (d.refclassid = 'pg_catalog.pg_class'::pg_catalog.regclass and d.refobjid in (select r from meshaudit_private.relations_of(p_target) r)
+        or d.refclassid = 'pg_catalog.pg_type'::pg_catalog.regclass and d.refobjid in (
+          select t from pg_catalog.pg_class c join pg_catalog.pg_type y on y.oid = c.reltype, unnest(array[y.oid, y.typarray]) t where c.oid = p_target));
+  if v_what is not null then
+    perform meshaudit_private.refuse_protection(p_name, pg_catalog.format('these would keep reading the table itself: %s', v_what),
+      'Views, rules, SQL-standard functions and functions that take its row type are bound to the table: drop them, protect, and make them again on the protected name.');
+  end if;
+  select pg_catalog.string_agg(distinct t.pubname, ', ') into v_what
+    from pg_catalog.pg_publication_tables t
+    join pg_catalog.pg_namespace n on n.nspname = t.schemaname
+    join pg_catalog.pg_class c on c.relnamespace = n.oid and c.relname = t.tablename
+    where c.oid in (select r from meshaudit_private.relations_of(p_target) r) and t.attnames::pg_catalog.text[] && p_secrets;
+  if v_what is not null then
+    perform meshaudit_private.refuse_protection(p_name, pg_catalog.format('a publication streams its values: %s', v_what),
+      'Take the table, or at least its secret columns, out of the publication.');
+  end if;
+  select pg_catalog.string_agg(p.polname, ', ') into v_what from pg_catalog.pg_policy p
+    where p.polrelid = p_target and not p.polpermissive and 0::pg_catalog.oid = any (p.polroles) and p.polcmd in ('r', '*');
+  if v_what is not null then
+    perform meshaudit_private.refuse_protection(p_name, pg_catalog.format('a restrictive policy applies to every role, meshaudit''s own included: %s', v_what),
+      'Name roles in it: alter policy … to authenticated, anon.');
+  end if;
+  select pg_catalog.string_agg(distinct pg_catalog.pg_get_userbyid(x.grantor), ', ') into v_what
+    from meshaudit_private.relations_of(p_target) r join pg_catalog.pg_class c on c.oid = r,
+      lateral (
+        select e.grantor from pg_catalog.aclexplode(c.relacl) e
+        union all
+        select e.grantor from pg_catalog.pg_attribute a, pg_catalog.aclexplode(a.attacl) e where a.attrelid = c.oid) x
+    where x.grantor <> c.relowner or c.relowner <> (select t.relowner from pg_catalog.pg_class t where t.oid = p_target);
+  if v_what is not null then
+    perform meshaudit_private.refuse_protection(p_name, pg_catalog.format('privileges were granted by others than its owner: %s', v_what),
+      'They could not be restored: grant them as the owner (partitions must have the same owner).');
+  end if;
+  select pg_catalog.string_agg(c.relname, ', ') into v_what
+    from pg_catalog.pg_class c
+    where c.relnamespace = 'meshaudit_protected'::pg_catalog.regnamespace and c.relname in (
+      select m.relname from pg_catalog.pg_class m where m.oid in (select r from meshaudit_private.relations_of(p_target) r)
+      union select m.relname from pg_catalog.pg_index i join pg_catalog.pg_class m on m.oid = i.indexrelid
+        where i.indrelid in (select r from meshaudit_private.relations_of(p_target) r));
+  if v_what is not null then
+    perform meshaudit_private.refuse_protection(p_name, pg_catalog.format('a protected table of another schema has these names: %s', v_what),
+      'Rename the table, its indexes and sequences.');
+  end if;
+end
+$$;
+
+comment on function meshaudit_private.refuse_protection(text, text, text) is 'Raises MA005: why a table cannot be protected, and what to do.';
+comment on function meshaudit_private.require_owner(oid, name) is 'Raises MA001 unless a role owns the relation.';
+comment on function meshaudit_private.relations_of(oid) is 'A table and all its partitions.';
+comment on function meshaudit_private.check_kind(oid, text) is 'Raises MA005 if it is not a table that can be protected.';
+comment on function meshaudit_private.check_columns(oid, text, text[], text) is 'Raises MA005 unless the columns are there and fit.';
+comment on function meshaudit_private.key_columns(oid) is 'The columns of a table''s primary key; null if it has none.';
+comment on function meshaudit_private.check_dependents(oid, text, text[]) is 'Raises MA005 if something would get around the view, or could not be restored.';
+
+-- sql/83_reveal_functions.sql
+
+-- The functions that a protected table gets, as text: one that reveals, for each secret column, and one that records
+-- writes. They belong to meshaudit_owner.
+
+-- Types whose text depends on no setting; others get their settings fixed.
+create function meshaudit_private.text_settings(p_base oid, p_columns name[]) returns text
+language sql stable set search_path = ''
+as $$
+  select case when pg_catalog.bool_and(a.atttypid = any (array['uuid', 'int2', 'int4', 'int8', 'text', 'varchar', 'bpchar', 'bool']::pg_catalog.regtype[]))
+    then '' else $s$ set datestyle = 'ISO, YMD' set timezone = 'UTC' set intervalstyle = 'postgres' set extra_float_digits = 1 set bytea_output = 'hex'$s$ end
+  from pg_catalog.pg_attribute a where a.attrelid = p_base and a.attname = any (p_columns)
+$$;
+
+-- What names a row in the log: its key, or the keys as a row.
+create function meshaudit_private.id_expression(p_keys name[], p_alias text) returns text
+language sql immutable set search_path = ''
+as $$
+  select case pg_catalog.cardinality(p_keys)
+    when 1 then pg_catalog.format('pg_catalog."left"(%s.%I::pg_catalog.text, 512)', p_alias, p_keys[1])
+    else pg_catalog.format('pg_catalog."left"(row(%s)::pg_catalog.text, 512)',
+      (select pg_catalog.string_agg(pg_catalog.format('%s.%I', p_alias, k), ', ' order by n) from unnest(p_keys) with ordinality u (k, n))) end
+$$;
+
+create function meshaudit_private.scope_expression(p_scope name, p_alias text) returns text
+language sql immutable set search_path = ''
+as $$
+  select case when p_scope is null then '''''::pg_catalog.text'
+    else pg_catalog.format('coalesce(pg_catalog."left"(%s.%I::pg_catalog.text, 255), '''')', p_alias, p_scope) end
+$$;
+
+-- "left = right" for each column of the key, by the equality of the primary key's own index; of the formats, %1$I is the
+-- column and %2$s its number.
+create function meshaudit_private.key_condition(p_base oid, p_left text, p_right text) returns text
+language sql stable set search_path = ''
+as $$
+  select pg_catalog.string_agg(pg_catalog.format(p_left, a.attname, k.n)
+    || pg_catalog.format(' operator(%I.%s) ', s.nspname, o.oprname) || pg_catalog.format(p_right, a.attname, k.n), ' and ' order by k.n)
+  from pg_catalog.pg_index i,
+    unnest(i.indkey::pg_catalog.int2[], i.indclass::pg_catalog.oid[]) with ordinality k (attnum, opclass, n)
+  join pg_catalog.pg_attribute a on a.attnum = k.attnum
+  join pg_catalog.pg_opclass c on c.oid = k.opclass
+  join pg_catalog.pg_amop m on m.amopfamily = c.opcfamily and m.amopstrategy = 3
+    and m.amoplefttype = c.opcintype and m.amoprighttype = c.opcintype
+  join pg_catalog.pg_operator o on o.oid = m.amopopr
+  join pg_catalog.pg_namespace s on s.oid = o.oprnamespace
+  where i.indrelid = p_base and i.indisprimary and a.attrelid = p_base
+$$;
+
+-- Takes the key, the row's ctid, and who asks. The value is of the row that the query sees (STABLE: the query's
+-- snapshot); after FOR UPDATE has waited, that is a newer one, found by a look of its own.
+create function meshaudit_private.reveal_functions(p meshaudit_private.protections) returns setof text
+language sql stable set search_path = ''
+as $$
+  select pg_catalog.format(
+    'create function meshaudit_private.%1$I(%2$s, tid, name) returns %3$s language plpgsql %4$s parallel unsafe security definer cost 100000 set search_path = ''''%5$s as %6$L; grant execute on function meshaudit_private.%1$I(%2$s, tid, name) to public; comment on function meshaudit_private.%1$I(%2$s, tid, name) is %7$L',
+    f.prefix || p.protection_id || '_' || a.attnum, k.types, pg_catalog.format_type(a.atttypid, null), f.volatility,
+    meshaudit_private.text_settings(p.base, p.key_columns || p.scope_column),
+    pg_catalog.format($body$
+declare
+  v_value %1$s;
+  v_id pg_catalog.text;
+  v_scope pg_catalog.text;
+begin
+  select b.%2$I, %3$s, %4$s into v_value, v_id, v_scope
+    from meshaudit_protected.%5$I b where %6$s%7$s;
+  if not found then
+    %8$s
+  end if;
+  perform meshaudit_private.record_reveal(%9$L, v_id, v_scope, $%10$s, %11$L);
+  return v_value;
+end
+$body$, pg_catalog.format_type(a.atttypid, null), a.attname, meshaudit_private.id_expression(p.key_columns, 'b'),
+      meshaudit_private.scope_expression(p.scope_column, 'b'), p.table_name, k.found_by,
+      case when f.prefix = 'reveal_' then pg_catalog.format(' and b.ctid = $%s', k.count + 1) else '' end,
+      case when f.prefix = 'reveal_' then pg_catalog.format('return meshaudit_private.%I(%s);', 'latest_' || p.protection_id || '_' || a.attnum, k.arguments)
+        else 'raise exception ''a protected row is gone'' using errcode = ''40001'', hint = ''Try again.'';' end,
+      pg_catalog.format('%I.%I', p.schema_name, p.table_name), k.count + 2, p.mode = 'journal'),
+    'Reveals a secret column of a protected row, and records it.')
+  from pg_catalog.pg_attribute a,
+    (values ('latest_', 'volatile'), ('reveal_', 'stable')) f (prefix, volatility),
+    lateral (
+      select pg_catalog.string_agg(pg_catalog.format_type(t.atttypid, null), ', ' order by n.i) as types,
+        meshaudit_private.key_condition(p.base, 'b.%I', '$%2$s') as found_by,
+        (select pg_catalog.string_agg('$' || i, ', ' order by i) from pg_catalog.generate_series(1, pg_catalog.cardinality(p.key_columns) + 2) i) as arguments,
+        pg_catalog.count(*) as count
+      from unnest(p.key_columns) with ordinality n (name, i)
+      join pg_catalog.pg_attribute t on t.attrelid = p.base and t.attname = n.name) k
+  where a.attrelid = p.base and a.attname = any (p.secret_columns)
+  order by a.attnum, f.prefix
+$$;
+
+create function meshaudit_private.writes_function(p meshaudit_private.protections) returns text
+language sql stable set search_path = ''
+as $$
+  select pg_catalog.format(
+    'create function meshaudit_private.%1$I() returns trigger language plpgsql volatile security definer set search_path = ''''%2$s as %3$L; grant execute on function meshaudit_private.%1$I() to public; comment on function meshaudit_private.%1$I() is ''Records the writes of a statement.''',
+    'writes_' || p.protection_id, meshaudit_private.text_settings(p.base, p.key_columns || p.scope_column),
+    pg_catalog.format($body$
+declare
+  v_ids pg_catalog.text[];
+  v_scopes pg_catalog.text[];
+begin
+  if tg_op = 'INSERT' then
+    select pg_catalog.array_agg(%1$s), pg_catalog.array_agg(%2$s) into v_ids, v_scopes from new_rows;
+    perform meshaudit_private.record_writes('create', v_ids, %5$L, v_scopes, %6$L);
+  elsif tg_op = 'UPDATE' then
+    -- both, where the key or the scope has changed
+    select pg_catalog.array_agg(u.id), pg_catalog.array_agg(u.scope) into v_ids, v_scopes from (
+      select %3$s, %4$s from old_rows union select %1$s, %2$s from new_rows) u (id, scope);
+    perform meshaudit_private.record_writes('update', v_ids, %5$L, v_scopes, %6$L);
+  elsif tg_op = 'DELETE' then
+    select pg_catalog.array_agg(%3$s), pg_catalog.array_agg(%4$s) into v_ids, v_scopes from old_rows;
+    perform meshaudit_private.record_writes('delete', v_ids, %5$L, v_scopes, %6$L);
+  else
+    perform meshaudit_private.record_writes('delete', array['all rows (TRUNCATE)'], %5$L, array['*'], %6$L);
+  end if;
+  return null;
+end
+$body$, meshaudit_private.id_expression(p.key_columns, 'new_rows'), meshaudit_private.scope_expression(p.scope_column, 'new_rows'),
+      meshaudit_private.id_expression(p.key_columns, 'old_rows'), meshaudit_private.scope_expression(p.scope_column, 'old_rows'),
+      pg_catalog.format('%I.%I', p.schema_name, p.table_name), p.mode = 'journal'))
+$$;
+
+comment on function meshaudit_private.text_settings(oid, name[]) is 'SET clauses that make the text of those columns the same in every session; none where it is.';
+comment on function meshaudit_private.id_expression(name[], text) is 'The expression that names a row in the log.';
+comment on function meshaudit_private.key_condition(oid, text, text) is 'The condition that finds a row by its key.';
+comment on function meshaudit_private.scope_expression(name, text) is 'The expression for a row''s scope.';
+comment on function meshaudit_private.reveal_functions(meshaudit_private.protections) is 'Statements that make the functions which reveal.';
+comment on function meshaudit_private.writes_function(meshaudit_private.protections) is 'The statement that makes the function which records writes.';
+
+-- sql/84_view_functions.sql
+
+-- The INSTEAD OF triggers of a protected table's view, as text. They run as the caller, so that privileges, row security
+-- and WITH CHECK of the table act as before; and without a search_path of their own, because the table's own triggers
+-- and policies run under the caller's, as before. All that they name is qualified.
+
+-- The columns that a caller can write; keys of kind: 'plain', 'identity', 'generated'.
+create function meshaudit_private.columns_of(p_base oid)
+returns table (name name, num int, kind text, type text, fallback text)
+language sql stable set search_path = ''
+as $$
+  select a.attname, a.attnum, case when a.attgenerated <> '' then 'generated' when a.attidentity <> '' then 'identity' else 'plain' end,
+    pg_catalog.format_type(a.atttypid, a.atttypmod),
+    case when a.attgenerated = '' then pg_catalog.pg_get_expr(d.adbin, d.adrelid) end
+  from pg_catalog.pg_attribute a
+  left join pg_catalog.pg_attrdef d on d.adrelid = a.attrelid and d.adnum = a.attnum
+  where a.attrelid = p_base and a.attnum > 0 and not a.attisdropped
+  order by a.attnum
+$$;
+
+-- Whether a row as stored can differ from what was given: then RETURNING asks the table.
+create function meshaudit_private.is_rewritten(p_base oid, p_event int) returns boolean
+language sql stable set search_path = ''
+as $$
+  select exists (  -- row-level (1), before (2), insert (4) or update (16)
+    select from pg_catalog.pg_trigger t
+    where t.tgrelid in (select r from meshaudit_private.relations_of(p_base) r) and not t.tgisinternal
+      and t.tgtype & 3 = 3 and t.tgtype & p_event <> 0)
+  or exists (select from meshaudit_private.columns_of(p_base) c where c.kind = 'generated' or c.kind = 'identity' and p_event = 4)
+$$;
+
+create function meshaudit_private.insert_body(p meshaudit_private.protections) returns text
+language plpgsql stable set search_path = ''
+as $$
+declare
+  v pg_catalog.record;
+  v_given pg_catalog.text;
+  v_stores pg_catalog.text[];
+  v_returning pg_catalog.text;
+  v_base constant pg_catalog.text := pg_catalog.format('meshaudit_protected.%I', p.table_name);
+begin
+  select
+    pg_catalog.string_agg(pg_catalog.quote_ident(c.name), ', ' order by c.num) filter (where c.kind = 'plain') as plain,
+    pg_catalog.string_agg(pg_catalog.format('new.%I', c.name), ', ' order by c.num) filter (where c.kind = 'plain') as plain_new,
+    pg_catalog.string_agg(pg_catalog.quote_ident(c.name), ', ' order by c.num) as given,
+    pg_catalog.string_agg(pg_catalog.format('new.%I', c.name), ', ' order by c.num) as given_new,
+    pg_catalog.string_agg(pg_catalog.format('new.%I is null', c.name), ' and ') filter (where c.kind = 'identity') as no_identity,
+    pg_catalog.string_agg(pg_catalog.format('case when %s pg_catalog.has_column_privilege(%L, %L, ''INSERT'') then %L end',
+      case c.kind when 'identity' then pg_catalog.format('new.%I is not null and', c.name) else '' end, v_base, c.name, c.name), ', ') as allowed
+    into v
+    from meshaudit_private.columns_of(p.base) c where c.kind <> 'generated';
+  select pg_catalog.format(' returning %s into %s', pg_catalog.string_agg(pg_catalog.quote_ident(c.name), ', ' order by c.num),
+      pg_catalog.string_agg(pg_catalog.format('new.%I', c.name), ', ' order by c.num)) into v_returning
+    from meshaudit_private.columns_of(p.base) c where c.name <> all (p.secret_columns);
+  v_given := pg_catalog.format('insert into %s (%s) values (%s)', v_base, v.given, v.given_new);
+  select pg_catalog.array_agg(case when v.no_identity is null then v_given || r || ';'
+      else pg_catalog.format('if %s then insert into %s (%s) values (%s)%s; else %s%s; end if;',
+        v.no_identity, v_base, v.plain, v.plain_new, r, v_given, r) end order by r = '') into v_stores
+    from unnest(array[v_returning, '']) r;
+  return pg_catalog.format($body$
+declare
+  v_columns pg_catalog.text[];
+begin
+  if not pg_catalog.has_table_privilege(%1$L, 'INSERT') then
+    -- who may insert some of the columns
+    v_columns := pg_catalog.array_remove(array[%2$s]::pg_catalog.text[], null);
+    execute 'insert into ' operator(pg_catalog.||) %1$L operator(pg_catalog.||) ' ('
+      operator(pg_catalog.||) (select pg_catalog.string_agg(pg_catalog.quote_ident(c), ', ') from pg_catalog.unnest(v_columns) c)
+      operator(pg_catalog.||) ') values ('
+      operator(pg_catalog.||) (select pg_catalog.string_agg('$1.' operator(pg_catalog.||) pg_catalog.quote_ident(c), ', ') from pg_catalog.unnest(v_columns) c)
+      operator(pg_catalog.||) ')' using new;
+    return new;
+  end if;
+  %3$s
+  return new;
+end
+$body$, v_base, v.allowed,
+    case when not meshaudit_private.is_rewritten(p.base, 4) then v_stores[2]
+      -- the second for who may insert, but not see what was stored
+      else pg_catalog.format('begin %s exception when insufficient_privilege then %s end;', v_stores[1], v_stores[2]) end);
+end
+$$;
+
+-- The row must still be as the statement saw it, since nobody can evaluate its WHERE again: else a job that two workers
+-- claim would be claimed twice.
+create function meshaudit_private.unchanged(p meshaudit_private.protections, p_row text) returns text
+language sql stable set search_path = ''
+as $$
+  select pg_catalog.format('%s and row(%s)::pg_catalog.record operator(pg_catalog.*=) row(%s)::pg_catalog.record',
+    meshaudit_private.key_condition(p.base, 'b.%I', p_row || '.%1$I'),
+    pg_catalog.string_agg(pg_catalog.format('b.%I', c.name), ', ' order by c.num),
+    pg_catalog.string_agg(pg_catalog.format('%s.%I', p_row, c.name), ', ' order by c.num))
+  from meshaudit_private.columns_of(p.base) c where c.name <> all (p.secret_columns)
+$$;
+
+create function meshaudit_private.not_found_body(p meshaudit_private.protections) returns text
+language sql stable set search_path = ''
+as $$
+  select pg_catalog.format($body$if v_count operator(pg_catalog.=) 0 then
+    -- out of row security's reach, deleted, or changed by somebody else
+    perform from meshaudit_protected.%1$I b where %2$s;
+    if not found then
+      perform from meshaudit_protected.%1$I b where %3$s;
+      if found then
+        raise exception 'could not serialize access due to concurrent update' using errcode = '40001',
+          hint = 'Another transaction has changed the row since this statement saw it: try again.';
+      end if;
+    end if;
+    return null;
+  end if;$body$, p.table_name, meshaudit_private.unchanged(p, 'old'), meshaudit_private.key_condition(p.base, 'b.%I', 'old.%1$I'))
+$$;
+
+create function meshaudit_private.update_body(p meshaudit_private.protections) returns text
+language plpgsql stable set search_path = ''
+as $$
+declare
+  v pg_catalog.record;
+  v_base constant pg_catalog.text := pg_catalog.format('meshaudit_protected.%I', p.table_name);
+  v_shown pg_catalog.text := '';
+  v_into pg_catalog.text := '';
+begin
+  select
+    pg_catalog.string_agg(pg_catalog.format('%1$I = new.%1$I', c.name), ', ' order by c.num) filter (where c.kind = 'plain' and not c.secret) as plain,
+    pg_catalog.string_agg(pg_catalog.format('%1$I = new.%1$I', c.name), ', ' order by c.num) filter (where c.kind = 'plain') as everything,
+    pg_catalog.string_agg(pg_catalog.format('row(new.%1$I)::pg_catalog.record operator(pg_catalog.*=) row(old.%1$I)::pg_catalog.record', c.name), ' and ') filter (where c.secret) as same_secrets,
+    -- what one static statement cannot say: identity and generated columns, one of several secrets
+    pg_catalog.string_agg(pg_catalog.format(' and row(new.%1$I)::pg_catalog.record operator(pg_catalog.*=) row(old.%1$I)::pg_catalog.record', c.name), '')
+      filter (where c.kind <> 'plain' or c.secret and c.secrets > 1) as same_special,
+    pg_catalog.string_agg(pg_catalog.format('case when row(new.%1$I)::pg_catalog.record operator(pg_catalog.*<>) row(old.%1$I)::pg_catalog.record then %2$L end',
+      c.name, pg_catalog.format('%1$I = $1.%1$I', c.name)), ', ') as changed,
+    pg_catalog.string_agg(pg_catalog.format('when pg_catalog.has_column_privilege(%L, %L, ''UPDATE'') then %L', v_base, c.name,
+      pg_catalog.format('%1$I = $1.%1$I', c.name)), ' ') filter (where c.kind = 'plain' and not c.secret) as touch
+    into v
+    from (select n.*, n.name = any (p.secret_columns) as secret, pg_catalog.cardinality(p.secret_columns) as secrets
+      from meshaudit_private.columns_of(p.base) n) c;
+  if meshaudit_private.is_rewritten(p.base, 16) then
+    select ' returning ' || pg_catalog.string_agg(pg_catalog.format('b.%I', n.name), ', ' order by n.num),
+        ' into ' || pg_catalog.string_agg(pg_catalog.format('new.%I', n.name), ', ' order by n.num)
+      into v_shown, v_into
+      from meshaudit_private.columns_of(p.base) n where n.name <> all (p.secret_columns);
+  end if;
+  return pg_catalog.format($body$
+declare
+  v_set pg_catalog.text;
+  v_count pg_catalog.int8;
+begin
+  if %1$s and pg_catalog.has_table_privilege(%2$L, 'UPDATE')%3$s then
+    if %4$s then
+      update %2$s b set %5$s where %6$s%7$s;
+    else
+      update %2$s b set %8$s where %6$s%7$s;
+    end if;
+  else
+    -- no more than what has changed: the caller may update only some columns, or triggers watch some
+    v_set := pg_catalog.array_to_string(array[%9$s], ', ');
+    if v_set operator(pg_catalog.=) '' then
+      v_set := case %10$s end;
+    end if;
+    execute %11$L operator(pg_catalog.||) v_set operator(pg_catalog.||) %12$L%13$s using new, old;
+  end if;
+  get diagnostics v_count = row_count;
+  %14$s
+  return new;
+end
+$body$,
+    case when exists (select from pg_catalog.pg_trigger t where t.tgrelid = p.base and pg_catalog.array_length(t.tgattr::pg_catalog.int2[], 1) > 0)
+      then 'false' else 'true' end,
+    v_base, coalesce(v.same_special, ''), v.same_secrets, v.plain, meshaudit_private.unchanged(p, 'old'), v_shown || v_into,
+    v.everything, v.changed, v.touch, pg_catalog.format('update %s b set ', v_base),
+    ' where ' || meshaudit_private.unchanged(p, '$2') || v_shown, v_into, meshaudit_private.not_found_body(p));
+end
+$$;
+
+create function meshaudit_private.delete_body(p meshaudit_private.protections) returns text
+language sql stable set search_path = ''
+as $$
+  select pg_catalog.format($body$
+declare
+  v_count pg_catalog.int8;
+begin
+  delete from meshaudit_protected.%1$I b where %2$s;
+  get diagnostics v_count = row_count;
+  %3$s
+  return old;
+end
+$body$, p.table_name, meshaudit_private.unchanged(p, 'old'), meshaudit_private.not_found_body(p))
+$$;
+
+create function meshaudit_private.view_functions(p meshaudit_private.protections) returns setof text
+language sql stable set search_path = ''
+as $$
+  select pg_catalog.format(
+    'create function meshaudit_private.%1$I() returns trigger language plpgsql volatile as %2$L; grant execute on function meshaudit_private.%1$I() to public; comment on function meshaudit_private.%1$I() is %3$L',
+    v.verb || '_' || p.protection_id, v.body, pg_catalog.format('Passes an %s of the view on to the protected table, as the caller.', pg_catalog.upper(v.verb)))
+  from (values ('insert', meshaudit_private.insert_body(p)), ('update', meshaudit_private.update_body(p)),
+    ('delete', meshaudit_private.delete_body(p))) v (verb, body)
+$$;
+
+comment on function meshaudit_private.columns_of(oid) is 'A table''s columns: plain, identity or generated, their type and default.';
+comment on function meshaudit_private.is_rewritten(oid, int) is 'Whether a row as stored can differ from what was given; p_event 4 insert, 16 update.';
+comment on function meshaudit_private.insert_body(meshaudit_private.protections) is 'Body of the INSTEAD OF INSERT trigger.';
+comment on function meshaudit_private.unchanged(meshaudit_private.protections, text) is 'The condition that a row is still as the statement saw it.';
+comment on function meshaudit_private.not_found_body(meshaudit_private.protections) is 'What follows where no row was met.';
+comment on function meshaudit_private.update_body(meshaudit_private.protections) is 'Body of the INSTEAD OF UPDATE trigger.';
+comment on function meshaudit_private.delete_body(meshaudit_private.protections) is 'Body of the INSTEAD OF DELETE trigger.';
+comment on function meshaudit_private.view_functions(meshaudit_private.protections) is 'Statements that make the functions of the view''s triggers.';
+
+-- sql/85_privileges_of_tables.sql
+
+-- Privileges of a protected table, as statements: what its view gets, what the table itself keeps, and what unprotect()
+-- gives back. Run as the table's owner, who has granted them all (82_protectable.sql).
+
+-- A relation's place and privileges, in the order in which they were granted: a dump shows that order.
+create function meshaudit_private.saved_relation(p_relation oid) returns jsonb
+language sql stable set search_path = ''
+as $$
+  select pg_catalog.jsonb_build_object('name', c.relname, 'schema', n.nspname, 'grants', coalesce((
+    select pg_catalog.jsonb_agg(g order by g.col nulls first, g.i) from (
+      select null::pg_catalog.text as col, e.grantee, e.privilege_type, e.is_grantable, e.i
+      from pg_catalog.aclexplode(coalesce(c.relacl, pg_catalog.acldefault('r', c.relowner))) with ordinality e (grantor, grantee, privilege_type, is_grantable, i)
+      union all
+      select a.attname, e.grantee, e.privilege_type, e.is_grantable, e.i
+      from pg_catalog.pg_attribute a, pg_catalog.aclexplode(a.attacl) with ordinality e (grantor, grantee, privilege_type, is_grantable, i)
+      where a.attrelid = c.oid and not a.attisdropped) x,
+      lateral (select x.col, x.i, x.privilege_type as privilege, x.is_grantable as grantable,
+        case x.grantee when 0 then 'public' else pg_catalog.quote_ident(pg_catalog.pg_get_userbyid(x.grantee)) end as grantee,
+        x.grantee = c.relowner as owner) g), '[]'))
+  from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace where c.oid = p_relation
+$$;
+
+create function meshaudit_private.grant_statements(p_grants jsonb, p_name text) returns setof text
+language sql stable set search_path = ''
+as $$
+  select pg_catalog.format('grant %s%s on %s to %s%s', g ->> 'privilege',
+    case when g ->> 'col' is not null then pg_catalog.format(' (%I)', g ->> 'col') else '' end, p_name, g ->> 'grantee',
+    case when (g ->> 'grantable')::pg_catalog.bool and not (g ->> 'owner')::pg_catalog.bool then ' with grant option' else '' end)
+  from pg_catalog.jsonb_array_elements(p_grants) with ordinality u (g, i) order by u.i
+$$;
+
+-- The table keeps what it had, less SELECT on the secret columns (its owner included), and less what would see them
+-- otherwise: TRIGGER, REFERENCES, and TRUNCATE, which no view has.
+create function meshaudit_private.withhold_statements(p_saved jsonb, p_name text, p_columns name[], p_secrets name[]) returns setof text
+language sql stable set search_path = ''
+as $$
+  with g as (
+    select e ->> 'grantee' as grantee, e ->> 'privilege' as privilege, e ->> 'col' as col, (e ->> 'owner')::pg_catalog.bool as owner,
+      (e ->> 'grantable')::pg_catalog.bool as grantable
+    from pg_catalog.jsonb_array_elements(p_saved -> 'grants') e
+  ), shown as (
+    -- ctid: the view passes it on
+    select pg_catalog.string_agg(pg_catalog.quote_ident(c), ', ') || ', ctid' as columns from unnest(p_columns) c where c <> all (p_secrets)
+  )
+  select s from (
+    select 1 as n, pg_catalog.format('revoke select on %s from %s', p_name, g.grantee) as s from g where g.privilege = 'SELECT' and g.col is null
+    union all
+    select 2, pg_catalog.format('grant select (%s) on %s to %s%s', s.columns, p_name, g.grantee,
+        case when g.grantable and not g.owner then ' with grant option' else '' end)
+      from g, shown s where g.privilege = 'SELECT' and g.col is null
+    union all
+    select distinct 3, pg_catalog.format('grant select (ctid) on %s to %s', p_name, g.grantee)
+      from g where g.privilege = 'SELECT' and g.col is not null
+    union all
+    select 4, pg_catalog.format('revoke select (%I) on %s from %s', g.col, p_name, g.grantee)
+      from g where g.privilege = 'SELECT' and g.col = any (p_secrets)
+        and not exists (select from g t where t.grantee = g.grantee and t.privilege = 'SELECT' and t.col is null)
+    union all
+    select distinct 5, pg_catalog.format('revoke trigger, truncate, references on %s from %s', p_name, g.grantee) from g where not g.owner
+  ) x order by n
+$$;
+
+create function meshaudit_private.restore_statements(p_saved jsonb, p_relation oid, p_name text) returns setof text
+language sql stable set search_path = ''
+as $$
+  select pg_catalog.format('revoke all on %s from %s cascade', p_name, x.grantee) from (
+    select distinct case e.grantee when 0 then 'public' else pg_catalog.quote_ident(pg_catalog.pg_get_userbyid(e.grantee)) end as grantee
+    from pg_catalog.pg_class c, lateral (
+      select a.grantee from pg_catalog.aclexplode(c.relacl) a
+      union select a.grantee from pg_catalog.pg_attribute t, pg_catalog.aclexplode(t.attacl) a where t.attrelid = c.oid) e
+    where c.oid = p_relation) x
+  union all
+  select * from meshaudit_private.grant_statements(p_saved -> 'grants', p_name)
+$$;
+
+comment on function meshaudit_private.saved_relation(oid) is 'A relation''s name, schema and privileges.';
+comment on function meshaudit_private.grant_statements(jsonb, text) is 'GRANTs that give saved privileges on p_name.';
+comment on function meshaudit_private.withhold_statements(jsonb, text, name[], name[]) is 'Statements that take from a table''s privileges what would show its secret columns.';
+comment on function meshaudit_private.restore_statements(jsonb, oid, text) is 'Statements that give a relation the privileges it had.';
+
+-- sql/86_protect.sql
+
+-- meshaudit.protect(): a table goes under audit, in one transaction.
+--
+-- Three steps: begin_protect() (ours) checks, makes the functions and says what the owner has to do; run_statements()
+-- does that as the table's owner; finish_protect() (ours) notes it. In between the owner has USAGE on our schema, to name
+-- the functions; nobody else can see that, since it is not committed.
+
+create function meshaudit_private.run_statements(p_statements text[], p_owner name) returns void
+language plpgsql volatile security invoker set search_path = ''
+as $$
+declare
+  v_statement pg_catalog.text;
+  v_role constant pg_catalog.text := pg_catalog.current_setting('role');
+  v_change constant pg_catalog.bool := current_user <> p_owner
+    and not (select r.rolsuper from pg_catalog.pg_roles r where r.rolname = current_user);
+begin
+  if v_change then
+    perform pg_catalog.set_config('role', p_owner, true);
+  end if;
+  foreach v_statement in array p_statements loop
+    execute v_statement;
+  end loop;
+  if v_change then
+    perform pg_catalog.set_config('role', v_role, true);
+  end if;
+end
+$$;
+revoke all on function meshaudit_private.run_statements(text[], name) from public;
+grant execute on function meshaudit_private.run_statements(text[], name) to meshaudit_client, meshaudit_operator;
+
+create function meshaudit_private.view_statements(p meshaudit_private.protections, p_owner name) returns setof text
+language sql stable set search_path = ''
+as $$
+  with v as (
+    select pg_catalog.format('%I.%I', p.schema_name, p.table_name) as name, pg_catalog.format('meshaudit_protected.%I', p.table_name) as base
+  ), c as (
+    select c.*, a.attcollation, t.typcollation, a.atttypmod, pg_catalog.col_description(p.base, c.num::pg_catalog.int4) as remark
+    from meshaudit_private.columns_of(p.base) c
+    join pg_catalog.pg_attribute a on a.attrelid = p.base and a.attname = c.name
+    join pg_catalog.pg_type t on t.oid = a.atttypid
+  )
+  select s from (
+    select 1 as n, pg_catalog.format('create view %s with (security_invoker = true) as select %s from %s b', v.name,
+      (select pg_catalog.string_agg(case when c.name <> all (p.secret_columns) then pg_catalog.format('b.%I', c.name)
+          else pg_catalog.format('meshaudit_private.%I(%s, b.ctid, current_user)%s%s as %I', 'reveal_' || p.protection_id || '_' || c.num,
+            (select pg_catalog.string_agg(pg_catalog.format('b.%I', k), ', ' order by i) from unnest(p.key_columns) with ordinality u (k, i)),
+            case when c.atttypmod <> -1 then '::' || c.type else '' end,
+            case when c.attcollation <> c.typcollation then ' collate ' || c.attcollation::pg_catalog.regcollation else '' end, c.name) end,
+        ', ' order by c.num) from c), v.base) as s from v
+    union all select 2, pg_catalog.format('alter view %s owner to %I', v.name, p_owner) from v
+    union all select 3, pg_catalog.format('alter view %s alter column %I set default %s', v.name, c.name, c.fallback) from v, c where c.fallback is not null
+    union all select 4, pg_catalog.format('comment on view %s is %L', v.name, pg_catalog.obj_description(p.base, 'pg_class')) from v
+      where pg_catalog.obj_description(p.base, 'pg_class') is not null
+    union all select 5, pg_catalog.format('comment on column %s.%I is %L', v.name, c.name, c.remark) from v, c where c.remark is not null
+    -- default privileges may have given away what the table's never did
+    union all select 6, pg_catalog.format($do$do $x$
+      declare g text;
+      begin
+        for g in select distinct case e.grantee when 0 then 'public' else pg_catalog.quote_ident(pg_catalog.pg_get_userbyid(e.grantee)) end
+          from pg_catalog.pg_class c, pg_catalog.aclexplode(c.relacl) e where c.oid = %L::pg_catalog.regclass and e.grantee <> c.relowner
+        loop
+          execute 'revoke all on ' || %L || ' from ' || g;
+        end loop;
+      end $x$ $do$, v.name, v.name) from v
+    union all select 7, g from v, meshaudit_private.grant_statements((
+      select pg_catalog.jsonb_agg(e) from pg_catalog.jsonb_array_elements(p.saved -> 0 -> 'grants') e
+      where e ->> 'privilege' in ('SELECT', 'INSERT', 'UPDATE', 'DELETE') and not (e ->> 'owner')::pg_catalog.bool), v.name) g
+    union all select 8, pg_catalog.format('create trigger meshaudit_%1$s instead of %1$s on %2$s for each row execute function meshaudit_private.%3$I()',
+      verb, v.name, verb || '_' || p.protection_id) from v, unnest(array['insert', 'update', 'delete']) verb
+  ) x order by n
+$$;
+
+create function meshaudit_private.base_statements(p meshaudit_private.protections) returns setof text
+language sql stable set search_path = ''
+as $$
+  with r as (
+    select u.s, u.i, pg_catalog.format('%I.%I', u.s ->> 'schema', u.s ->> 'name') as old_name,
+      pg_catalog.format('meshaudit_protected.%I', u.s ->> 'name') as name
+    from pg_catalog.jsonb_array_elements(p.saved) with ordinality u (s, i)
+  ), t as (
+    select verb, refs from (values ('insert', ' referencing new table as new_rows'),
+      ('update', ' referencing old table as old_rows new table as new_rows'), ('delete', ' referencing old table as old_rows'), ('truncate', '')) v (verb, refs)
+  )
+  select s from (
+    select r.i, 1 as n, pg_catalog.format('alter table %s set schema meshaudit_protected', r.old_name) as s from r
+    union all select r.i, 2, w from r, meshaudit_private.withhold_statements(r.s, r.name,
+      (select pg_catalog.array_agg(c.name) from meshaudit_private.columns_of(p.base) c), p.secret_columns) w
+    union all select r.i, 3, pg_catalog.format('create trigger meshaudit_%1$s after %1$s on %2$s%3$s for each statement execute function meshaudit_private.%4$I()',
+      t.verb, r.name, t.refs, 'writes_' || p.protection_id) from r, t
+    union all select r.i, 4, pg_catalog.format('alter table %s enable always trigger meshaudit_%s', r.name, t.verb) from r, t
+    union all select r.i, 5, pg_catalog.format('grant select on %s to meshaudit_owner', r.name) from r where r.i = 1
+    union all select r.i, 6, pg_catalog.format('create policy meshaudit_reveal on %s for select to meshaudit_owner using (true)', r.name) from r where r.i = 1
+  ) x order by i, n
+$$;
+
+-- Checks, and says what protection it would be. protection_id 0: nothing is noted yet.
+create function meshaudit_private.planned(p_target oid, p_secrets text[], p_scope text, p_mode text, p_role name)
+returns meshaudit_private.protections
+language plpgsql volatile set search_path = ''
+as $$
+declare
+  v_name constant pg_catalog.text := coalesce(p_target::pg_catalog.regclass::pg_catalog.text, 'NULL');
+  p meshaudit_private.protections;
+begin
+  if p_mode is null or p_mode not in ('ledger', 'journal') then
+    raise exception 'mode must be ledger or journal' using errcode = 'MA005', hint = 'ledger is the default; see docs/journal.md.';
+  elsif not exists (select from pg_catalog.pg_class c where c.oid = p_target) then
+    raise exception 'no such table' using errcode = 'MA005', hint = 'Name an existing table.';
+  end if;
+  perform meshaudit_private.check_kind(p_target, v_name);
+  perform meshaudit_private.require_owner(p_target, p_role);
+  perform meshaudit_private.check_columns(p_target, v_name, p_secrets, p_scope);
+  perform meshaudit_private.check_dependents(p_target, v_name, p_secrets);
+  p.protection_id := 0;
+  p.base := p_target;
+  select c.relname, n.nspname into p.table_name, p.schema_name
+    from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace where c.oid = p_target;
+  p.key_columns := meshaudit_private.key_columns(p_target);
+  p.secret_columns := array(select distinct n from unnest(p_secrets) n)::pg_catalog.name[];
+  p.scope_column := p_scope;
+  p.mode := p_mode;
+  p.saved := (select pg_catalog.jsonb_agg(meshaudit_private.saved_relation(r) order by r <> p_target, r)
+    from meshaudit_private.relations_of(p_target) r);
+  return p;
+end
+$$;
+
+create function meshaudit_private.owner_of(p_relation oid) returns name
+language sql stable set search_path = ''
+as $$
+  select pg_catalog.pg_get_userbyid(c.relowner) from pg_catalog.pg_class c where c.oid = p_relation
+$$;
+
+create function meshaudit_private.protection_plan(p_target regclass, p_secrets text[], p_scope text, p_mode text, p_role name)
+returns setof text
+language plpgsql volatile security definer set search_path = ''
+as $$
+declare
+  p constant meshaudit_private.protections := meshaudit_private.planned(p_target, p_secrets, p_scope, p_mode, p_role);
+begin
+  return query select * from meshaudit_private.base_statements(p);
+  return query select * from meshaudit_private.view_statements(p, meshaudit_private.owner_of(p_target));
+end
+$$;
+revoke all on function meshaudit_private.protection_plan(regclass, text[], text, text, name) from public;
+grant execute on function meshaudit_private.protection_plan(regclass, text[], text, text, name) to meshaudit_client, meshaudit_operator;
+
+create function meshaudit_private.begin_protect(p_target regclass, p_secrets text[], p_scope text, p_mode text, p_role name)
+returns table (statements text[], owner name)
+language plpgsql volatile security definer set search_path = ''
+as $$
+declare
+  p meshaudit_private.protections;
+  v_statement pg_catalog.text;
+begin
+  lock table meshaudit_private.protections in share row exclusive mode;
+  p := meshaudit_private.planned(p_target, p_secrets, p_scope, p_mode, p_role);
+  owner := meshaudit_private.owner_of(p_target);
+  insert into meshaudit_private.protections (base, schema_name, table_name, key_columns, secret_columns, scope_column, mode, saved)
+    values (p.base, p.schema_name, p.table_name, p.key_columns, p.secret_columns, p.scope_column, p.mode, p.saved)
+    returning * into p;
+  for v_statement in
+    select meshaudit_private.reveal_functions(p) union all select meshaudit_private.writes_function(p)
+    union all select meshaudit_private.view_functions(p)
+  loop
+    execute v_statement;
+  end loop;
+  execute pg_catalog.format('grant usage on schema meshaudit_private to %I', owner);
+  execute pg_catalog.format('grant create on schema meshaudit_protected to %I', owner);
+  statements := array(select * from meshaudit_private.base_statements(p))
+    || array(select * from meshaudit_private.view_statements(p, owner));
+  return next;
+end
+$$;
+revoke all on function meshaudit_private.begin_protect(regclass, text[], text, text, name) from public;
+grant execute on function meshaudit_private.begin_protect(regclass, text[], text, text, name) to meshaudit_client, meshaudit_operator;
+
+create function meshaudit_private.take_back_usage(p_owner name) returns void
+language plpgsql volatile set search_path = ''
+as $$
+begin
+  if p_owner <> 'meshaudit_owner' then
+    execute pg_catalog.format('revoke usage on schema meshaudit_private from %I', p_owner);
+    execute pg_catalog.format('revoke create on schema meshaudit_protected from %I', p_owner);
+  end if;
+end
+$$;
+
+create function meshaudit_private.finish_protect(p_target regclass, p_role name) returns text
+language plpgsql volatile security definer set search_path = ''
+as $$
+declare
+  p meshaudit_private.protections;
+begin
+  update meshaudit_private.protections t
+    set view = pg_catalog.to_regclass(pg_catalog.format('%I.%I', t.schema_name, t.table_name))
+    where t.base = p_target and t.view is null returning * into p;
+  perform meshaudit_private.take_back_usage(meshaudit_private.owner_of(p_target));
+  insert into meshaudit_private.ledger (secret_id, access_type, operation, outcome, secret_table, scope, db_role)
+    values (pg_catalog."left"(p.view::pg_catalog.text, 512), 'write', 'create', 'granted', 'meshaudit.protections', '*', p_role);
+  return pg_catalog.format('protected %s (%s), mode %s', p.view, pg_catalog.array_to_string(p.secret_columns, ', '), p.mode);
+end
+$$;
+revoke all on function meshaudit_private.finish_protect(regclass, name) from public;
+grant execute on function meshaudit_private.finish_protect(regclass, name) to meshaudit_client, meshaudit_operator;
+
+-- Should somebody call the steps by themselves.
+create function meshaudit_private.refuse_half_protected() returns trigger
+language plpgsql volatile set search_path = ''
+as $$
+begin
+  if exists (select from meshaudit_private.protections p where p.protection_id = new.protection_id and p.view is null) then
+    raise exception 'a table is protected by meshaudit.protect() alone' using errcode = 'MA005', hint = 'Call meshaudit.protect().';
+  end if;
+  return null;
+end
+$$;
+create constraint trigger refuse_half_protected after insert on meshaudit_private.protections deferrable initially deferred
+  for each row execute function meshaudit_private.refuse_half_protected();
+
+create function meshaudit.protect(
+  target regclass, secret_columns text[], scope_column text default null, mode text default 'ledger'
+) returns text
+language sql volatile security invoker
+begin atomic
+  select meshaudit_private.run_statements(b.statements, b.owner)
+    from meshaudit_private.begin_protect(target, secret_columns, scope_column, mode, current_user) b;
+  select meshaudit_private.finish_protect(target, current_user);
+end;
+revoke all on function meshaudit.protect(regclass, text[], text, text) from public;
+grant execute on function meshaudit.protect(regclass, text[], text, text) to meshaudit_client, meshaudit_operator;
+
+create function meshaudit.protection_plan(
+  target regclass, secret_columns text[], scope_column text default null, mode text default 'ledger'
+) returns setof text
+language sql volatile security invoker
+begin atomic
+  select p from meshaudit_private.protection_plan(target, secret_columns, scope_column, mode, current_user) p;
+end;
+revoke all on function meshaudit.protection_plan(regclass, text[], text, text) from public;
+grant execute on function meshaudit.protection_plan(regclass, text[], text, text) to meshaudit_client, meshaudit_operator;
+
+comment on function meshaudit_private.run_statements(text[], name) is 'Executes statements as the table''s owner.';
+comment on function meshaudit_private.view_statements(meshaudit_private.protections, name) is 'Statements that make the view in the table''s place.';
+comment on function meshaudit_private.base_statements(meshaudit_private.protections) is 'Statements that move the table away and guard it.';
+comment on function meshaudit_private.planned(oid, text[], text, text, name) is 'The protection that is asked for. Raises MA001 or MA005 if it cannot be.';
+comment on function meshaudit_private.owner_of(oid) is 'A relation''s owner.';
+comment on function meshaudit_private.protection_plan(regclass, text[], text, text, name) is 'meshaudit.protection_plan(), for a role.';
+comment on function meshaudit_private.begin_protect(regclass, text[], text, text, name) is 'Checks, makes the functions, and says what the table''s owner has to do.';
+comment on function meshaudit_private.take_back_usage(name) is 'Takes back what protect() and unprotect() lend the table''s owner.';
+comment on function meshaudit_private.finish_protect(regclass, name) is 'Notes that a table is protected; says so in one line.';
+comment on function meshaudit_private.refuse_half_protected() is 'Raises MA005 unless protect() has run to its end.';
+comment on function meshaudit.protect(regclass, text[], text, text) is
+  'Puts a table under audit, in place: a view takes its name, and each read of secret_columns and each write of a row leaves an entry. scope_column tells the tenant or project; mode is ledger, or journal (faster; needs an armed journal). For the table''s owner. Recorded. Raises MA001 if it is not yours, MA005 if it cannot be protected.';
+comment on function meshaudit.protection_plan(regclass, text[], text, text) is
+  'What protect() would have the table''s owner execute, one statement a row; changes nothing. Raises MA001 and MA005 as protect() does.';
+
+-- sql/87_unprotect.sql
+
+-- meshaudit.unprotect(): a table leaves the audit as it came; a dump shows no difference.
+
+create function meshaudit_private.begin_unprotect(p_target regclass, p_role name)
+returns table (statements text[], owner name, base oid)
+language plpgsql volatile security definer set search_path = ''
+as $$
+declare
+  p meshaudit_private.protections;
+  v_what pg_catalog.text;
+begin
+  lock table meshaudit_private.protections in share row exclusive mode;
+  select * into p from meshaudit_private.protections t where p_target in (t.view, t.base);
+  if p.protection_id is null then
+    raise exception '% is not protected', p_target using errcode = 'MA005',
+      hint = pg_catalog.format('Protected: %s.', coalesce((select pg_catalog.string_agg(t.view::pg_catalog.text, ', ') from meshaudit_private.protections t), 'nothing'));
+  end if;
+  perform meshaudit_private.require_owner(p.base, p_role);
+  select pg_catalog.string_agg(distinct pg_catalog.pg_describe_object(d.classid, d.objid, 0), ', ') into v_what
+    from pg_catalog.pg_depend d
+    where d.refclassid = 'pg_catalog.pg_class'::pg_catalog.regclass and d.refobjid = p.view and d.deptype = 'n'
+      and not (d.classid = 'pg_catalog.pg_rewrite'::pg_catalog.regclass and exists (
+        select from pg_catalog.pg_rewrite r where r.oid = d.objid and r.ev_class = p.view));
+  if v_what is not null then
+    raise exception '% cannot be taken out: these depend on its view: %', p.view, v_what using errcode = 'MA005',
+      hint = 'Drop them, unprotect, and make them again on the table.';
+  end if;
+  owner := meshaudit_private.owner_of(p.base);
+  base := p.base;
+  execute pg_catalog.format('grant usage on schema meshaudit_private to %I', owner);
+  execute pg_catalog.format('grant create on schema meshaudit_protected to %I', owner);
+  statements := array(
+    select s from (
+      select 0::pg_catalog.int8 as i, 1 as n, pg_catalog.format('drop view %I.%I', p.schema_name, p.table_name) as s where p.view is not null
+      union all select 0, 2, pg_catalog.format('drop policy if exists meshaudit_reveal on meshaudit_protected.%I', p.table_name)
+      union all select u.i, 3, pg_catalog.format('drop trigger if exists meshaudit_%s on meshaudit_protected.%I', verb, u.s ->> 'name')
+        from pg_catalog.jsonb_array_elements(p.saved) with ordinality u (s, i), unnest(array['insert', 'update', 'delete', 'truncate']) verb
+      union all select u.i, 4, r
+        from pg_catalog.jsonb_array_elements(p.saved) with ordinality u (s, i),
+          meshaudit_private.restore_statements(u.s, pg_catalog.to_regclass(pg_catalog.format('meshaudit_protected.%I', u.s ->> 'name')),
+            pg_catalog.format('meshaudit_protected.%I', u.s ->> 'name')) r
+      union all select u.i, 5, pg_catalog.format('alter table meshaudit_protected.%I set schema %I', u.s ->> 'name', u.s ->> 'schema')
+        from pg_catalog.jsonb_array_elements(p.saved) with ordinality u (s, i)
+    ) x order by i, n);
+  return next;
+end
+$$;
+revoke all on function meshaudit_private.begin_unprotect(regclass, name) from public;
+grant execute on function meshaudit_private.begin_unprotect(regclass, name) to meshaudit_client, meshaudit_operator;
+
+create function meshaudit_private.finish_unprotect(p_base oid, p_role name) returns text
+language plpgsql volatile security definer set search_path = ''
+as $$
+declare
+  p meshaudit_private.protections;
+  v_function pg_catalog.regprocedure;
+begin
+  select * into p from meshaudit_private.protections t where t.base = p_base;
+  if exists (select from pg_catalog.pg_class c where c.oid = p_base and c.relnamespace = 'meshaudit_protected'::pg_catalog.regnamespace) then
+    raise exception 'a table is taken out by meshaudit.unprotect() alone' using errcode = 'MA005', hint = 'Call meshaudit.unprotect().';
+  end if;
+  for v_function in
+    select f.oid from pg_catalog.pg_proc f
+    where f.pronamespace = 'meshaudit_private'::pg_catalog.regnamespace
+      and f.proname ~ pg_catalog.format('^(reveal|latest)_%1$s_[0-9]+$|^(writes|insert|update|delete)_%1$s$', p.protection_id)
+  loop
+    execute pg_catalog.format('drop function %s', v_function);
+  end loop;
+  delete from meshaudit_private.protections t where t.base = p_base;
+  perform meshaudit_private.take_back_usage(meshaudit_private.owner_of(p_base));
+  insert into meshaudit_private.ledger (secret_id, access_type, operation, outcome, secret_table, scope, db_role)
+    values (pg_catalog."left"(pg_catalog.format('%I.%I', p.schema_name, p.table_name), 512), 'write', 'delete', 'granted', 'meshaudit.protections', '*', p_role);
+  return pg_catalog.format('%I.%I is no longer protected', p.schema_name, p.table_name);
+end
+$$;
+revoke all on function meshaudit_private.finish_unprotect(oid, name) from public;
+grant execute on function meshaudit_private.finish_unprotect(oid, name) to meshaudit_client, meshaudit_operator;
+
+create function meshaudit.unprotect(target regclass) returns text
+language sql volatile security invoker
+begin atomic
+  -- the middle step returns nothing that the last one takes: its place in the list is what orders them
+  with begun as materialized (
+    select b.statements, b.owner, b.base from meshaudit_private.begin_unprotect(target, current_user) b
+  ), done as materialized (
+    select b.base, meshaudit_private.run_statements(b.statements, b.owner) from begun b
+  )
+  select meshaudit_private.finish_unprotect(d.base, current_user) from done d;
+end;
+revoke all on function meshaudit.unprotect(regclass) from public;
+grant execute on function meshaudit.unprotect(regclass) to meshaudit_client, meshaudit_operator;
+
+comment on function meshaudit_private.begin_unprotect(regclass, name) is 'Checks, and says what the table''s owner has to do.';
+comment on function meshaudit_private.finish_unprotect(oid, name) is 'Drops the functions of a protection that has ended; says so in one line.';
+comment on function meshaudit.unprotect(regclass) is
+  'Takes a protected table back out: the table gets its name, schema and privileges back. For its owner. Recorded. Raises MA001 if it is not yours, MA005 if it is not protected or something depends on its view.';
+
+-- sql/88_protection_status.sql
+
+-- The protected tables' part of status(): every way around the audit.
+
+create function meshaudit_private.protection_status() returns table ("check" text, ok boolean, detail text)
+language plpgsql volatile set search_path = ''
+as $$
+declare
+  p meshaudit_private.protections;
+  v_list pg_catalog.text;
+  v_name pg_catalog.text;
+begin
+  "check" := 'protected tables';
+  select pg_catalog.string_agg(pg_catalog.format('%I.%I', t.schema_name, t.table_name), ', ' order by t.protection_id) into v_list
+    from meshaudit_private.protections t;
+  ok := true;
+  detail := coalesce(v_list, 'none');
+  return next;
+  if v_list is null then
+    return;
+  end if;
+
+  for p in select * from meshaudit_private.protections t order by t.protection_id loop
+    v_name := pg_catalog.format('%I.%I', p.schema_name, p.table_name);
+
+    -- superusers and pg_read_all_data have a line of their own
+    "check" := 'ways around ' || v_name;
+    select pg_catalog.string_agg(distinct pg_catalog.format('%I (%s)', r.rolname, case
+          when r.oid = c.relowner then 'owner, by a grant to itself' else 'SELECT on a secret column' end), ', ') into v_list
+      from meshaudit_private.relations_of(p.base) x
+      join pg_catalog.pg_class c on c.oid = x
+      cross join pg_catalog.pg_roles r
+      where not r.rolsuper and r.rolname <> 'meshaudit_owner'
+        and not pg_catalog.pg_has_role(r.oid, 'pg_read_all_data', 'USAGE') and r.rolname <> 'pg_read_all_data'
+        and exists (select from unnest(p.secret_columns) s where pg_catalog.has_column_privilege(r.oid, x, s::pg_catalog.text, 'SELECT'));
+    ok := v_list is null;
+    detail := case when ok then 'none, but see roles above all privileges' else pg_catalog.format(
+      'read meshaudit_protected.%I without an entry: %s; revoke select on it from them', p.table_name, v_list) end;
+    return next;
+
+    "check" := 'guards of ' || v_name;
+    select pg_catalog.string_agg(w.what, '; ') into v_list from (
+      select pg_catalog.format('trigger meshaudit_%s on %s is missing or disabled', verb, x::pg_catalog.regclass) as what
+        from meshaudit_private.relations_of(p.base) x, unnest(array['insert', 'update', 'delete', 'truncate']) verb
+        where not exists (select from pg_catalog.pg_trigger t
+          where t.tgrelid = x and t.tgname = 'meshaudit_' || verb and t.tgenabled = 'A'
+            and t.tgfoid = pg_catalog.to_regproc('meshaudit_private.writes_' || p.protection_id))
+      union all
+      select pg_catalog.format('trigger meshaudit_%s of the view is missing', verb)
+        from unnest(array['insert', 'update', 'delete']) verb
+        where not exists (select from pg_catalog.pg_trigger t where t.tgrelid = p.view and t.tgname = 'meshaudit_' || verb and t.tgenabled <> 'D')
+      union all
+      select 'the view is gone' where not exists (select from pg_catalog.pg_class c where c.oid = p.view and c.relkind = 'v')
+      union all
+      select 'the view no longer reveals by meshaudit''s function'
+        from unnest(p.secret_columns) s join pg_catalog.pg_attribute a on a.attrelid = p.base and a.attname = s
+        where not exists (
+          select from pg_catalog.pg_depend d join pg_catalog.pg_rewrite r on r.oid = d.objid and r.ev_class = p.view
+          where d.classid = 'pg_catalog.pg_rewrite'::pg_catalog.regclass and d.refclassid = 'pg_catalog.pg_proc'::pg_catalog.regclass
+            and d.refobjid = pg_catalog.to_regproc(pg_catalog.format('meshaudit_private.reveal_%s_%s', p.protection_id, a.attnum)))
+      union all
+      select pg_catalog.format('%s is outside of meshaudit_protected', x::pg_catalog.regclass)
+        from meshaudit_private.relations_of(p.base) x join pg_catalog.pg_class c on c.oid = x
+        where c.relnamespace <> 'meshaudit_protected'::pg_catalog.regnamespace
+      union all
+      select pg_catalog.format('row security is on for the table, off for its partition %s', x::pg_catalog.regclass)
+        from meshaudit_private.relations_of(p.base) x join pg_catalog.pg_class c on c.oid = x
+        where not c.relrowsecurity and (select b.relrowsecurity from pg_catalog.pg_class b where b.oid = p.base)
+          and exists (select from pg_catalog.aclexplode(c.relacl) a where a.grantee <> c.relowner and a.privilege_type in ('SELECT', 'UPDATE', 'DELETE'))
+      union all
+      select 'policy meshaudit_reveal is missing' where not exists (
+        select from pg_catalog.pg_policy y where y.polrelid = p.base and y.polname = 'meshaudit_reveal')
+    ) w;
+    ok := v_list is null;
+    detail := coalesce(v_list, 'in place');
+    return next;
+
+    "check" := 'publications of ' || v_name;
+    select pg_catalog.string_agg(distinct t.pubname, ', ') into v_list
+      from pg_catalog.pg_publication_tables t
+      where t.schemaname = 'meshaudit_protected' and t.tablename in (select u ->> 'name' from pg_catalog.jsonb_array_elements(p.saved) u)
+        and t.attnames::pg_catalog.text[] && p.secret_columns::pg_catalog.text[];
+    ok := v_list is null;
+    detail := coalesce('its values are streamed by: ' || v_list, 'none');
+    return next;
+  end loop;
+
+  "check" := 'roles above all privileges';
+  select pg_catalog.string_agg(pg_catalog.format('%I (%s)', r.rolname, case when r.rolsuper then 'superuser'
+      when r.rolreplication then 'replication' when r.rolbypassrls then 'reads all data, past row security' else 'reads all data' end), ', ' order by r.rolname) into v_list
+    from pg_catalog.pg_roles r
+    where r.rolname !~ '^pg_' and (r.rolsuper or r.rolreplication or pg_catalog.pg_has_role(r.oid, 'pg_read_all_data', 'USAGE'));
+  ok := v_list is null;
+  detail := coalesce('can read protected tables without an entry: ' || v_list, 'none');
+  return next;
+end
+$$;
+comment on function meshaudit_private.protection_status() is 'The protected tables'' checks for meshaudit.status().';
+
+-- sql/90_partitions_of_archive.sql
+
+-- Which partitions there are, and which of them may be retired.
+
+create function meshaudit_private.partition_list()
+returns table (name text, leaf regclass, from_time timestamptz, to_time timestamptz)
+language sql stable set search_path = '' set timezone = 'UTC' set datestyle = 'ISO'
+as $$
+  select c.relname::pg_catalog.text, c.oid::pg_catalog.regclass,
+    pg_catalog.substring(e.bound, 'FROM [(]''([^'']+)''')::pg_catalog.timestamptz,
+    pg_catalog.substring(e.bound, 'TO [(]''([^'']+)''')::pg_catalog.timestamptz
+  from pg_catalog.pg_inherits i
+  join pg_catalog.pg_class c on c.oid = i.inhrelid,
+    lateral (select pg_catalog.pg_get_expr(c.relpartbound, c.oid)) e (bound)
+  where i.inhparent = 'meshaudit_private.ledger'::pg_catalog.regclass and e.bound <> 'DEFAULT'
+$$;
+
+-- Whether a hold matches an entry of the partition.
+create function meshaudit_private.held_by(p_leaf regclass, p_from timestamptz, p_to timestamptz) returns bigint
+language plpgsql stable set search_path = ''
+as $$
+declare
+  h meshaudit_private.holds;
+  v_found pg_catalog.bool;
+begin
+  for h in
+    select * from meshaudit_private.holds k
+    where coalesce(k.from_time < p_to, true) and coalesce(k.to_time > p_from, true) order by k.hold
+  loop
+    execute pg_catalog.format('select exists (select from %s l
+        where ($1 is null or l.secret_id = $1) and ($2 is null or l.user_identity = $2) and ($3 is null or l.scope = $3)
+          and ($4 is null or l."timestamp" >= $4) and ($5 is null or l."timestamp" < $5))', p_leaf)
+      into v_found using h.secret_id, h.user_identity, h.scope, h.from_time, h.to_time;
+    if v_found then
+      return h.hold;
+    end if;
+  end loop;
+  return null;
+end
+$$;
+
+-- Why a partition cannot be retired now; null: nothing speaks against it.
+create function meshaudit_private.why_kept(p_leaf regclass, p_from timestamptz, p_to timestamptz) returns text
+language plpgsql stable set search_path = ''
+as $$
+declare
+  v_keep constant pg_catalog.interval := (select s.keep_in_database from meshaudit_private.settings s);
+  v_hold pg_catalog.int8;
+begin
+  if p_to > pg_catalog.clock_timestamp() - v_keep then
+    return pg_catalog.format('it ends less than %s ago (setting keep_in_database)', v_keep);
+  end if;
+  if (select j.armed from meshaudit_private.journal j) then
+    if (select p.sealed_at is null or p.sealed_at < pg_catalog.clock_timestamp() - '1 hour'::pg_catalog.interval
+        from meshaudit_private.journal_progress p) then
+      return 'the journal has not been sealed for an hour and may hold records of its time: run meshaudit seal';
+    end if;
+    if exists (
+        select from meshaudit_private.journal_pending p
+        where meshaudit_private.time_of((p.payload::meshaudit_private.journal_record).at) < p_to) then
+      return 'the journal holds records of its time that wait for the end of their transaction';
+    end if;
+  end if;
+  v_hold := meshaudit_private.held_by(p_leaf, p_from, p_to);
+  if v_hold is not null then
+    return pg_catalog.format('legal hold %s is on entries of it', v_hold);
+  end if;
+  return null;
+end
+$$;
+
+create function meshaudit_private.partitions(p_role text)
+returns table (partition text, from_time timestamptz, to_time timestamptz, state text, detail text)
+language plpgsql stable security definer set search_path = ''
+as $$
+declare
+  p pg_catalog.record;
+  r meshaudit_private.retirements;
+begin
+  perform meshaudit_private.require_whole_log(p_role);
+  for p in select * from meshaudit_private.partition_list() l order by l.from_time loop
+    select * into r from meshaudit_private.retirements t where t.partition = p.name;
+    partition := p.name;
+    from_time := p.from_time;
+    to_time := p.to_time;
+    detail := case when r.restored is not false then meshaudit_private.why_kept(p.leaf, p.from_time, p.to_time) end;
+    state := case when not r.restored then 'retired' when r.restored then 'restored'
+      when detail is null then 'ready' else 'kept' end;
+    return next;
+  end loop;
+end
+$$;
+revoke all on function meshaudit_private.partitions(text) from public;
+grant execute on function meshaudit_private.partitions(text) to meshaudit_auditor, meshaudit_operator;
+
+create function meshaudit.partitions()
+returns table (partition text, from_time timestamptz, to_time timestamptz, state text, detail text)
+language sql stable security invoker
+begin atomic
+  select p.partition, p.from_time, p.to_time, p.state, p.detail from meshaudit_private.partitions(current_user) p;
+end;
+revoke all on function meshaudit.partitions() from public;
+grant execute on function meshaudit.partitions() to meshaudit_auditor, meshaudit_operator;
+
+create function meshaudit_private.retirements(p_role text)
+returns table (partition text, manifest text, lane int, seq bigint, restored boolean, retired_at timestamptz)
+language plpgsql stable security definer set search_path = ''
+as $$
+begin
+  perform meshaudit_private.require_whole_log(p_role);
+  return query
+    select r.partition, r.manifest, r.lane, r.seq, r.restored, r.retired_at
+    from meshaudit_private.retirements r order by r.number;
+end
+$$;
+revoke all on function meshaudit_private.retirements(text) from public;
+grant execute on function meshaudit_private.retirements(text) to meshaudit_auditor, meshaudit_operator;
+
+create function meshaudit.retirements()
+returns table (partition text, manifest text, lane int, seq bigint, restored boolean, retired_at timestamptz)
+language sql stable security invoker
+begin atomic
+  select r.partition, r.manifest, r.lane, r.seq, r.restored, r.retired_at from meshaudit_private.retirements(current_user) r;
+end;
+revoke all on function meshaudit.retirements() from public;
+grant execute on function meshaudit.retirements() to meshaudit_auditor, meshaudit_operator;
+
+comment on function meshaudit_private.partition_list() is 'The ledger''s partitions and their bounds, the default one aside.';
+comment on function meshaudit_private.held_by(regclass, timestamptz, timestamptz) is 'A legal hold that matches an entry of a partition; null if none does.';
+comment on function meshaudit_private.why_kept(regclass, timestamptz, timestamptz) is 'Why a partition cannot be retired now; null if it can.';
+comment on function meshaudit_private.partitions(text) is 'meshaudit.partitions(), for a role.';
+comment on function meshaudit.partitions() is
+  'The ledger''s partitions, oldest first: their bounds, and state kept (detail says why), ready (may be archived and retired), retired or restored. Raises MA001 to an auditor of a part of the log.';
+comment on function meshaudit_private.retirements(text) is 'meshaudit.retirements(), for a role.';
+comment on function meshaudit.retirements() is
+  'Retired partitions, in the order of their retirement: the archive''s manifest, the lane and seq of the entry that records it, and whether it is restored. Raises MA001 to an auditor of a part of the log.';
+
+-- sql/91_retire.sql
+
+-- Retiring a partition: its entries leave the ledger for an archive, and the log says so.
+--
+-- Invariants
+--   * the manifest is compared with the partition itself, under a lock that keeps entries out: bounds, count, and of each
+--     lane every stretch with its first link and its last hash. From those the chain fixes every byte between;
+--   * entry, manifest and emptying are one transaction;
+--   * no access waits: what is locked is a partition that is over. It is emptied, not detached, since detaching locks the
+--     ledger itself, and Postgres cannot do it CONCURRENTLY beside a default partition (docs/adr/0012-archive.md).
+
+-- A partition's stretches, as a manifest lists them: lane, first seq, last seq, prev_hash of the first, hash of the last.
+create function meshaudit_private.runs_of(p_leaf regclass) returns jsonb
+language plpgsql volatile set search_path = ''
+as $$
+declare
+  v_runs pg_catalog.jsonb;
+begin
+  execute pg_catalog.format($query$
+    with linked as (
+      select l.lane, l.seq, l.prev_hash, l.hash,
+        (pg_catalog.lag(l.seq) over w + 1 is distinct from l.seq
+          or pg_catalog.lag(l.hash) over w is distinct from l.prev_hash) as starts,
+        (pg_catalog.lead(l.seq) over w - 1 is distinct from l.seq
+          or pg_catalog.lead(l.prev_hash) over w is distinct from l.hash) as ends
+      from only %s l
+      window w as (partition by l.lane order by l.seq)
+    ), edges as (
+      select e.lane, e.seq, e.prev_hash, e.starts,
+        case when e.ends then e.seq else pg_catalog.lead(e.seq) over w end as last_seq,
+        case when e.ends then e.hash else pg_catalog.lead(e.hash) over w end as hash
+      from linked e where e.starts or e.ends
+      window w as (partition by e.lane order by e.seq)
+    )
+    select coalesce(pg_catalog.jsonb_agg(pg_catalog.jsonb_build_array(
+      s.lane, s.seq, s.last_seq, pg_catalog.encode(s.prev_hash, 'hex'), pg_catalog.encode(s.hash, 'hex'))
+      order by s.lane, s.seq), '[]')
+    from edges s where s.starts
+  $query$, p_leaf) into v_runs;
+  return v_runs;
+end
+$$;
+
+create function meshaudit.retire_partition(name text, manifest text) returns text
+language plpgsql volatile security definer set search_path = '' set timezone = 'UTC' set datestyle = 'ISO'
+as $$
+declare
+  v_digest constant pg_catalog.text := pg_catalog.encode(pg_catalog.sha256(pg_catalog.convert_to(manifest, 'UTF8')), 'hex');
+  m pg_catalog.jsonb;
+  p pg_catalog.record;
+  r meshaudit_private.retirements;
+  v_why pg_catalog.text;
+  v_count pg_catalog.int8;
+  v_previous pg_catalog.text;
+  v_lane pg_catalog.int4;
+  v_seq pg_catalog.int8;
+begin
+  if pg_catalog.current_setting('transaction_isolation') <> 'read committed' then
+    raise exception 'retiring takes a READ COMMITTED transaction' using errcode = 'MA005',
+      hint = 'Run it in autocommit, or in a transaction of isolation level READ COMMITTED.';
+  end if;
+  begin
+    m := manifest::pg_catalog.jsonb;
+  exception when data_exception then
+    null;
+  end;
+  -- one at a time, since each manifest names the one before
+  lock table meshaudit_private.retirements in share row exclusive mode;
+  select * into p from meshaudit_private.partition_list() l where l.name = retire_partition.name;
+  if p.name is null then
+    raise exception 'no partition named "%"', pg_catalog."left"(name, 100) using errcode = 'MA005',
+      hint = 'select * from meshaudit.partitions() lists them. The default partition cannot be retired.';
+  end if;
+  select * into r from meshaudit_private.retirements t where t.partition = p.name;
+  if not r.restored then
+    raise exception '% is retired already', p.name using errcode = 'MA005', hint = 'Nothing is left to do.';
+  end if;
+  -- readers may go on; entries of an old time, which only the sealer brings, wait until this is over
+  execute pg_catalog.format('lock table only %s in share mode nowait', p.leaf);
+  v_why := meshaudit_private.why_kept(p.leaf, p.from_time, p.to_time);
+  if v_why is not null then
+    raise exception '% cannot be retired: %', p.name, v_why using errcode = 'MA005',
+      hint = 'select * from meshaudit.partitions() says of each whether it can be.';
+  end if;
+
+  select pg_catalog.encode(pg_catalog.sha256(pg_catalog.convert_to(t.manifest, 'UTF8')), 'hex') into v_previous
+    from meshaudit_private.retirements t where t.number < coalesce(r.number, 2147483647) order by t.number desc limit 1;
+  execute pg_catalog.format('select pg_catalog.count(*) from only %s', p.leaf) into v_count;
+  v_why := case
+    when m is null or m operator(pg_catalog.->>) 'format' is distinct from 'meshaudit archive v1' then 'it is no manifest of format "meshaudit archive v1"'
+    when m operator(pg_catalog.->>) 'ledger_id' is distinct from (select s.ledger_id::pg_catalog.text from meshaudit_private.settings s) then 'it is of another ledger'
+    when m operator(pg_catalog.->>) 'partition' is distinct from p.name then 'it is of another partition'
+    when (m operator(pg_catalog.->>) 'from')::pg_catalog.timestamptz is distinct from p.from_time
+      or (m operator(pg_catalog.->>) 'to')::pg_catalog.timestamptz is distinct from p.to_time then 'the bounds differ'
+    when m operator(pg_catalog.->>) 'previous' is distinct from v_previous then 'it does not name the manifest of the last retirement'
+    when r.number is not null and r.manifest <> retire_partition.manifest then 'it is not the one that the partition was restored from'
+    when pg_catalog.jsonb_array_length(m operator(pg_catalog.->) 'files') is distinct from 1 then 'it names no file'
+    when m operator(pg_catalog.->) 'entries' is distinct from pg_catalog.to_jsonb(v_count) then 'the number of entries differs'
+    when m operator(pg_catalog.->) 'runs' is distinct from meshaudit_private.runs_of(p.leaf) then 'the lanes'' links differ'
+  end;
+  if v_why is not null then
+    raise exception 'the manifest does not fit %: %', p.name, v_why using errcode = 'MA005',
+      hint = 'Run meshaudit archive again: it writes the archive anew and verifies it.';
+  end if;
+  -- a reader of the log must not find it half gone; who reads just now is not waited for
+  execute pg_catalog.format('lock table only %s in access exclusive mode nowait', p.leaf);
+
+  insert into meshaudit_private.ledger (secret_id, access_type, operation, outcome, secret_table, scope)
+    values (pg_catalog.concat(p.name, ' ', v_digest), 'write', 'delete', 'granted', 'meshaudit.archive', '*')
+    returning lane, seq into v_lane, v_seq;
+  insert into meshaudit_private.retirements as t (partition, manifest, from_time, to_time, entries, lane, seq)
+    values (p.name, retire_partition.manifest, p.from_time, p.to_time, v_count, v_lane, v_seq)
+    on conflict on constraint retirements_partition_key do update set lane = v_lane, seq = v_seq, restored = false;
+  insert into meshaudit_private.retired_runs (lane, first_seq, last_seq, prev_hash, hash, partition)
+    select (e.run operator(pg_catalog.->>) 0)::pg_catalog.int4, (e.run operator(pg_catalog.->>) 1)::pg_catalog.int8,
+      (e.run operator(pg_catalog.->>) 2)::pg_catalog.int8, pg_catalog.decode(e.run operator(pg_catalog.->>) 3, 'hex'),
+      pg_catalog.decode(e.run operator(pg_catalog.->>) 4, 'hex'), p.name
+    from pg_catalog.jsonb_array_elements(m operator(pg_catalog.->) 'runs') e (run);
+  execute pg_catalog.format('alter table only %s disable trigger append_only', p.leaf);
+  execute pg_catalog.format('truncate table only %s', p.leaf);
+  execute pg_catalog.format('alter table only %s enable always trigger append_only', p.leaf);
+  return v_digest;
+exception
+  when lock_not_available then
+    raise exception '% is being read just now', name using errcode = '55P03', hint = 'Try again in a moment; nothing was done.';
+  when invalid_text_representation or invalid_datetime_format or datetime_field_overflow or numeric_value_out_of_range
+      or invalid_parameter_value or null_value_not_allowed then
+    raise exception 'the manifest does not fit %: a field has no meaning', name using errcode = 'MA005',
+      hint = 'Run meshaudit archive again: it writes the archive anew and verifies it.';
+end
+$$;
+revoke all on function meshaudit.retire_partition(text, text) from public;
+grant execute on function meshaudit.retire_partition(text, text) to meshaudit_operator;
+
+comment on function meshaudit_private.runs_of(regclass) is 'Of each lane the stretches that a partition holds, as a manifest lists them.';
+comment on function meshaudit.retire_partition(text, text) is
+  'Empties a partition that is archived: compares the archive''s manifest with the partition (bounds, count, each lane''s stretches with their first and last links), records a delete of meshaudit.archive that names the manifest''s sha256, which it returns, and removes the entries. Raises MA005 if the manifest does not fit, or the partition is too young, held, or may get entries from the journal; 55P03 if it is being read.';
+
+-- sql/92_holds.sql
+
+-- Legal holds: what one matches is not retired. Each is an entry when it is placed and when it is lifted.
+
+create function meshaudit_private.place_hold(
+  p_reason text, p_secret_id text, p_user_identity text, p_scope text, p_from timestamptz, p_to timestamptz, p_role text
+) returns bigint
+language plpgsql volatile security definer set search_path = ''
+as $$
+declare
+  v_hold pg_catalog.int8;
+begin
+  perform meshaudit_private.require_whole_log(p_role);
+  if coalesce(pg_catalog.btrim(p_reason), '') = '' or pg_catalog.char_length(p_reason) > 400 or p_from >= p_to then
+    raise exception 'a hold has a reason of at most 400 characters, and a range of time that is not empty' using errcode = 'MA005',
+      hint = 'secret_id, user_identity, scope and times narrow it down; without any, it is on the whole log.';
+  end if;
+  insert into meshaudit_private.holds (secret_id, user_identity, scope, from_time, to_time, reason, placed_by)
+    values (p_secret_id, p_user_identity, p_scope, p_from, p_to, p_reason, session_user)
+    returning hold into v_hold;
+  insert into meshaudit_private.ledger (secret_id, access_type, operation, outcome, secret_table, scope)
+    values (pg_catalog.concat(v_hold, ': ', p_reason), 'write', 'create', 'granted', 'meshaudit.holds', coalesce(p_scope, '*'));
+  return v_hold;
+end
+$$;
+revoke all on function meshaudit_private.place_hold(text, text, text, text, timestamptz, timestamptz, text) from public;
+grant execute on function meshaudit_private.place_hold(text, text, text, text, timestamptz, timestamptz, text) to meshaudit_auditor;
+
+create function meshaudit.place_hold(
+  reason text, secret_id text default null, user_identity text default null, scope text default null,
+  from_time timestamptz default null, to_time timestamptz default null
+) returns bigint
+language sql volatile security invoker
+return meshaudit_private.place_hold(reason, secret_id, user_identity, scope, from_time, to_time, current_user);
+revoke all on function meshaudit.place_hold(text, text, text, text, timestamptz, timestamptz) from public;
+grant execute on function meshaudit.place_hold(text, text, text, text, timestamptz, timestamptz) to meshaudit_auditor;
+
+create function meshaudit_private.lift_hold(p_hold bigint, p_reason text, p_role text) returns boolean
+language plpgsql volatile security definer set search_path = ''
+as $$
+declare
+  v_scope pg_catalog.text;
+begin
+  perform meshaudit_private.require_whole_log(p_role);
+  if coalesce(pg_catalog.btrim(p_reason), '') = '' or pg_catalog.char_length(p_reason) > 400 then
+    raise exception 'lifting a hold takes a reason of at most 400 characters' using errcode = 'MA005',
+      hint = 'It is recorded with the hold''s number.';
+  end if;
+  delete from meshaudit_private.holds h where h.hold = p_hold returning coalesce(h.scope, '*') into v_scope;
+  if v_scope is null then
+    return false;
+  end if;
+  insert into meshaudit_private.ledger (secret_id, access_type, operation, outcome, secret_table, scope)
+    values (pg_catalog.concat(p_hold, ': ', p_reason), 'write', 'delete', 'granted', 'meshaudit.holds', v_scope);
+  return true;
+end
+$$;
+revoke all on function meshaudit_private.lift_hold(bigint, text, text) from public;
+grant execute on function meshaudit_private.lift_hold(bigint, text, text) to meshaudit_auditor;
+
+create function meshaudit.lift_hold(hold bigint, reason text) returns boolean
+language sql volatile security invoker
+return meshaudit_private.lift_hold(hold, reason, current_user);
+revoke all on function meshaudit.lift_hold(bigint, text) from public;
+grant execute on function meshaudit.lift_hold(bigint, text) to meshaudit_auditor;
+
+comment on function meshaudit_private.place_hold(text, text, text, text, timestamptz, timestamptz, text) is 'meshaudit.place_hold(), for a role.';
+comment on function meshaudit.place_hold(text, text, text, text, timestamptz, timestamptz) is
+  'A legal hold: partitions with an entry that it matches are not retired. Returns its number. Recorded as a create of meshaudit.holds, with the reason. Raises MA001 to an auditor of a part of the log, MA005 on a bad argument.';
+comment on function meshaudit_private.lift_hold(bigint, text, text) is 'meshaudit.lift_hold(), for a role.';
+comment on function meshaudit.lift_hold(bigint, text) is
+  'Takes a hold away; false if there is none of that number. Recorded as a delete of meshaudit.holds, with the reason. Raises MA001 to an auditor of a part of the log, MA005 on a bad argument.';
 
 -- sql/99_finish.sql
 
