@@ -194,9 +194,7 @@ def _check(batch: pa.RecordBatch, prev_hashes: Any, lanes: Any, seqs: Any, times
     """Raises Broken unless each entry's hash is that of its bytes."""
     offsets, data = _hashed_bytes(batch, prev_hashes, lanes, seqs, times)
     view, sha256 = memoryview(data), hashlib.sha256
-    digests = b"".join(
-        [sha256(view[at:to]).digest() for at, to in itertools.pairwise(offsets)]
-    )
+    digests = b"".join([sha256(view[at:to]).digest() for at, to in itertools.pairwise(offsets)])
     if digests != hashes.tobytes():
         wrong = (np.frombuffer(digests, np.uint8).reshape(-1, 32) != hashes).any(axis=1)
         at = int(np.flatnonzero(wrong)[0])

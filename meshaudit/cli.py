@@ -16,7 +16,7 @@ import typer
 from typer.core import TyperGroup
 
 from meshaudit import __version__
-from meshaudit.commands import admin, journal, local, log, migrations, options, proof
+from meshaudit.commands import admin, archive, journal, local, log, migrations, options, proof
 from meshaudit.errors import MeshauditError, translate
 from meshaudit.output import one_line
 
@@ -112,6 +112,7 @@ for command in (
     admin.grant_auditor,
     admin.revoke_auditor,
     journal.seal,
+    archive.archive,
 ):
     app.command()(command)
 app.add_typer(journal.app, name="journal")
