@@ -1,4 +1,6 @@
-"""Every hash and link of a Parquet file of entries, recomputed from the pages on the archive and canonical bytes.
+"""Every hash and link of a Parquet file of entries, recomputed.
+
+Written from docs/archive-format.md and docs/canonical-bytes.md.
 
 Whole columns at a time: the canonical bytes of some ten thousand entries are one buffer, so that what is left
 to do for each of them is one sha256. It shares no code with what writes archives.

@@ -25,9 +25,9 @@ FORMAT = "meshaudit archive v1"
 _MANIFEST, _DATA = ".manifest.json", ".parquet"
 _HASH = re.compile(r"[0-9a-f]{64}")
 _FIELDS = {
-    "format", "canonical_bytes", "ledger_id", "partition", "from", "to", "entries", "files", "previous", "runs",
-    "digest",
-}  # fmt: skip
+    *("format", "canonical_bytes", "ledger_id", "partition", "from", "to"),
+    *("entries", "files", "previous", "runs", "digest"),
+}
 _SMALL = 300_000  # entries; below, processes cost more than they bring
 
 

@@ -1,7 +1,7 @@
 """What the database says was retired, and whether the log itself says so.
 
-A retirement counts when its manifest's digest is in an entry, or in a later manifest that counts. Otherwise its
-entries are simply missing.
+A retirement counts when its manifest's digest is in an entry, or in a later manifest that counts. Otherwise
+its entries are simply missing.
 """
 
 import hashlib

@@ -66,9 +66,9 @@ def verify(
 ) -> Report:
     """Verify the ledger, or the entries of from_time <= timestamp < to_time.
 
-    With a checkpoint: also that nothing recorded before it has gone or changed. With archives, which have been
-    verified: also that they are those to which the log says that entries were retired. `progress` gets the number of
-    entries done and about how many there are. The connection must not be in a transaction.
+    With a checkpoint: also that nothing recorded before it has gone or changed. With archives, which have
+    been verified: also that they are those to which the log says that entries were retired. `progress` gets the
+    number of entries done and about how many there are. The connection must not be in a transaction.
     """
     span = _Span(from_time, to_time)
     if conn.info.transaction_status != TransactionStatus.IDLE:
@@ -232,7 +232,10 @@ def _contradictions(
     retired: Retired,
     archives: Outside | None,
 ) -> tuple[list[Problem], int]:
-    """What a checkpoint knows and the ledger no longer does, unless it is told already; how much is not told."""
+    """What a checkpoint knows and the ledger no longer does, unless it is told already.
+
+    And of how many lanes only an archive, which was not given, could tell.
+    """
     if now.ledger_id != held.ledger_id:
         return [Problem(None, None, None, "ledger replaced", "checkpoint")], 0
     found: list[Problem] = []

@@ -19,6 +19,11 @@ FUNCTIONS = {
     "read_secrets": {CLIENT},
     "delete_secret": {CLIENT},
     "search_audit_logs": {AUDITOR},
+    "partitions": {AUDITOR, OPERATOR},
+    "retirements": {AUDITOR, OPERATOR},
+    "retire_partition": {OPERATOR},
+    "place_hold": {AUDITOR},
+    "lift_hold": {AUDITOR},
     "log_cursor": {AUDITOR},
     "sees_everything": {AUDITOR},
     "verify": {AUDITOR, OPERATOR},
@@ -54,6 +59,10 @@ PRIVATE_FUNCTIONS = {
     "verify": {AUDITOR, OPERATOR},
     "checkpoint": {AUDITOR, OPERATOR},
     "status": {AUDITOR, OPERATOR},
+    "partitions": {AUDITOR, OPERATOR},
+    "retirements": {AUDITOR, OPERATOR},
+    "place_hold": {AUDITOR},
+    "lift_hold": {AUDITOR},
     # what seal(), arm_journal() and disarm_journal(), which touch the slot as their caller, are made of
     **{key: {OPERATOR} for key in OF_THE_SEALER},
 }

@@ -1,10 +1,14 @@
-"""The archiver: for each partition write, read back, verify, name, retire. Killed at any instant, it can run again.
+"""The archiver: for each partition write, read back, verify, name, retire.
+
+Whenever it is killed, it can run again.
 
 Invariants
-  * a file gets its name only when it is on disk, and the manifest after what it names; both before the database is told;
+  * a file gets its name only when it is on disk, the manifest after what it names, both before the database
+    is told;
   * what is verified is what was read back from the file, by code that had no part in writing it;
-  * the database compares the manifest with the partition itself and empties it in the same transaction, or refuses. Until
-    then everything is still there, and a rerun starts that partition afresh; afterwards it has nothing to do.
+  * the database compares the manifest with the partition itself and empties it in the same transaction, or
+    refuses. Until then everything is still there, and a rerun starts that partition afresh; afterwards it has
+    nothing to do.
 """
 
 import hashlib

@@ -26,7 +26,7 @@ def archive(
     database: Dsn = None,
     as_json: Json = False,
 ) -> None:
-    """Write whole partitions to Parquet, verify what was written, and retire them. Safe to run again at any time."""
+    """Write whole partitions to Parquet, verify what was written, retire them. Safe to run again."""
     end = filters.time("--before", before)
     assert end is not None
     job = extra.load("meshaudit.archive.job")

@@ -40,8 +40,8 @@ def verify(
 ) -> None:
     """Recompute every hash. Exit code 0: intact, 1: altered, 2: could not check.
 
-    With a checkpoint: also that nothing recorded before it has gone or changed. With an archive: its files and all that
-    joins them, and, if a database is named, that both are one history.
+    With a checkpoint: also that nothing recorded before it has gone or changed. With an archive: its files,
+    and, if a database is named, that both are one history.
     """
     start, end = filters.time("--from", from_time), filters.time("--to", to_time)
     # Before the database is asked: a bad file should not cost a long run.
@@ -164,11 +164,12 @@ def _tell_archives(archives: "Archives", as_json: bool) -> None:
             print(output.printable(f"altered: {fault.file}: {fault.problem}"))
         if not archives.faults:
             print(
-                f"intact: {_entries(archives.entries)} in {len(archives.manifests)} archives, every hash and link"
+                f"intact: {_entries(archives.entries)} in {len(archives.manifests)} archives,"
+                " every hash and every link"
             )
             if archives.absent:
                 print(
-                    f"{_entries(archives.absent)} between them are not archived; with --dsn they are looked for"
+                    f"{_entries(archives.absent)} between them are elsewhere; with --dsn they are looked for"
                 )
     if archives.faults:
         sys.stdout.flush()

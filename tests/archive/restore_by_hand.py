@@ -1,4 +1,4 @@
-"""A superuser puts a retired partition's entries back, guards off: for tests of what lies beside retired entries."""
+"""A superuser puts a retired partition's entries back: for tests of what lies beside retired entries."""
 
 from pathlib import Path
 from typing import Any
@@ -7,10 +7,12 @@ from uuid import UUID
 import psycopg
 import pyarrow.parquet as pq
 
+from tests.archive.history import guards
+
 
 def restore(su: psycopg.Connection[Any], place: Path, name: str) -> None:
     table = f"meshaudit_private.{name}"
-    su.execute(f"alter table {table} disable trigger user".encode())
+    guards(su)
     hashes: dict[int, bytes] = {}
     with su.transaction():
         for row in pq.read_table(place / f"{name}.parquet").to_pylist():
@@ -24,4 +26,3 @@ def restore(su: psycopg.Connection[Any], place: Path, name: str) -> None:
             )
         su.execute("update meshaudit_private.retirements set restored = true where partition = %s", [name])
         su.execute("delete from meshaudit_private.retired_runs where partition = %s", [name])
-    su.execute("alter table meshaudit_private.ledger disable trigger user")

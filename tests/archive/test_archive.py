@@ -1,20 +1,28 @@
 """Archive, verify, retire: what leaves the ledger is proved first, and what has left it stays provable."""
 
 import json
+import random
+import shutil
 import threading
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import psycopg
+import pyarrow.parquet as pq
 import pytest
 
+from meshaudit.archive import job
 from meshaudit.archive_rows import read
 from meshaudit.checkpoint import parse_checkpoint, take_checkpoint
 from meshaudit.faults import order
 from meshaudit.verify import Problem, verify
-from tests.archive.history import load, partitions
-from tests.cli_support import ok, ok_json, run
+from tests.archive.damage import unfound
+from tests.archive.history import guards, load, partitions
+from tests.archive.killing import kill_and_rerun
+from tests.archive.restore_by_hand import restore
+from tests.cli_support import fails, ok, ok_json, run
 from tests.flavours import Templates
 from tests.support import Db
 
@@ -67,8 +75,6 @@ def test_what_is_archived_is_what_was_there(past: Db, tmp_path: Path) -> None:
     assert left.fetchall() == [
         ("meshaudit.archive", "delete", f"{row['partition']} {row['digest']}") for row in done
     ]
-    import pyarrow.parquet as pq
-
     table = pq.read_table(sorted((tmp_path / "a").glob("*.parquet")))
     rows = {(row["lane"], row["seq"]): row for row in table.to_pylist()}
     names = [
@@ -130,11 +136,8 @@ def test_what_is_not_lawful_is_told(past: Db, tmp_path: Path) -> None:
     names = partitions(past.su, "ready")
     ok("archive", "--to", str(tmp_path), "--before", SOON, dsn=past.dsn())
     su = past.su
-    entries = su.execute(
-        "select tableoid::regclass::text, secret_id from meshaudit_private.ledger order by id"
-    ).fetchall()
-    leaf = entries[0][0]
-    su.execute(f"alter table {leaf} disable trigger user".encode())
+    entries = su.execute("select id, secret_id from meshaudit_private.ledger order by id").fetchall()
+    guards(su)
     # the last retirement's entry speaks for all, since each manifest names the one before
     with su.transaction(force_rollback=True):
         su.execute("delete from meshaudit_private.ledger where secret_id <> %s", [entries[-1][1]])
@@ -146,7 +149,7 @@ def test_what_is_not_lawful_is_told(past: Db, tmp_path: Path) -> None:
     # a manifest that says something else
     with su.transaction(force_rollback=True):
         su.execute(
-            "update meshaudit_private.retirements set manifest = replace(manifest, '\"entries\"', '\"Entries\"')"
+            "update meshaudit_private.retirements set manifest = replace(manifest, '\"to\"', '\"To\"')"
             " where partition = %s",
             [names[1]],
         )
@@ -167,31 +170,23 @@ def test_entries_missing_beside_what_is_retired(past: Db, tmp_path: Path) -> Non
     su = past.su
     names = partitions(past.su, "ready")
     ok("archive", "--to", str(tmp_path), "--before", SOON, dsn=past.dsn())
-    from tests.archive.restore_by_hand import restore
-
     restore(su, tmp_path, names[0])
     restore(su, tmp_path, names[2])
     assert found(past) == []
-    for _ in range(1):
-        run_ = su.execute(
-            "select lane, first_seq, last_seq from meshaudit_private.retired_runs order by lane, first_seq"
-        ).fetchall()
-        lane, first, last = run_[len(run_) // 2]
-        for seqs in ([first - 1], [last + 1], [first - 2, first - 1], [last + 1, last + 2]):
-            if su.execute(
-                "select count(*) from meshaudit_private.ledger where lane = %s and seq = any (%s)",
-                [lane, seqs],
-            ).fetchone() != (len(seqs),):
-                continue
-            su.execute(
-                "create temp table kept as select * from meshaudit_private.ledger where lane = %s and seq = any (%s)",
-                [lane, seqs],
-            )
-            su.execute(
-                "delete from meshaudit_private.ledger where lane = %s and seq = any (%s)", [lane, seqs]
-            )
-            assert [(p.lane, p.seq) for p in found(past)] == [(lane, seqs[0])]
-            su.execute("insert into meshaudit_private.ledger table kept; drop table kept")
+    runs = su.execute(
+        "select lane, first_seq, last_seq from meshaudit_private.retired_runs order by lane, first_seq"
+    ).fetchall()
+    lane, first, last = runs[len(runs) // 2]
+    where = "where lane = %s and seq = any (%s)"
+    for seqs in ([first - 1], [last + 1], [first - 2, first - 1], [last + 1, last + 2]):
+        su.execute(
+            f"create temp table kept as select * from meshaudit_private.ledger {where}".encode(), [lane, seqs]
+        )
+        gone = su.execute(f"delete from meshaudit_private.ledger {where}".encode(), [lane, seqs]).rowcount
+        expected = [(lane, seqs[0])] if gone == len(seqs) else None
+        assert expected is None or [(p.lane, p.seq) for p in found(past)] == expected
+        su.execute("insert into meshaudit_private.ledger table kept")
+        su.execute("drop table kept")
     assert found(past) == []
 
 
@@ -200,15 +195,10 @@ def test_the_operator_cannot_delete_otherwise(past: Db, tmp_path: Path) -> None:
     name = partitions(past.su, "ready")[0]
     both = past.role("both", "meshaudit_operator")
     past.su.execute("select meshaudit.grant_auditor(%s)", [both])
-    # a true manifest of this partition
-    with past.su.transaction(force_rollback=True):
-        pass
     place = tmp_path / "a"
-    from meshaudit.archive import job
-
     texts: list[str] = []
     with past.connect(both) as conn, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(job, "_retire", lambda _conn, _name, text: texts.append(text) or "")
+        patch.setattr(job, "_retire", lambda *given: texts.append(given[2]))
         list(job.archive(conn, past.dsn(both), place, job.candidates(conn, _far())[:1], lambda *_: None))
     body = json.loads(texts[0])
 
@@ -227,7 +217,7 @@ def test_the_operator_cannot_delete_otherwise(past: Db, tmp_path: Path) -> None:
     refused(current[0], json.dumps(body | {"partition": current[0]}))
     for text in ("", "{}", "[]", "null", "x", '{"format": 1}', "\u00e9"):
         refused(name, text)
-    for change in (
+    changes: tuple[dict[str, Any], ...] = (
         {"entries": body["entries"] - 1},
         {"entries": "1"},
         {"runs": body["runs"][1:]},
@@ -239,7 +229,8 @@ def test_the_operator_cannot_delete_otherwise(past: Db, tmp_path: Path) -> None:
         {"ledger_id": "00000000-0000-0000-0000-000000000000"},
         {"files": []},
         {"format": "meshaudit archive v2"},
-    ):
+    )
+    for change in changes:
         refused(name, json.dumps(body | change))
     run_ = [*body["runs"][0]]
     for at, other in ((1, run_[1] + 1), (2, run_[2] - 1), (3, "00" * 32), (4, "00" * 32)):
@@ -260,14 +251,12 @@ def test_the_operator_cannot_delete_otherwise(past: Db, tmp_path: Path) -> None:
     assert caught.value.sqlstate == "MA003", "the guard is back"
 
 
-def _far() -> Any:
-    from datetime import UTC, datetime
-
+def _far() -> datetime:
     return datetime(2999, 1, 1, tzinfo=UTC)
 
 
 def test_no_access_waits(past: Db, tmp_path: Path) -> None:
-    """Services keep reading, with lock_timeout 1 ms where a wait would show, and one transaction stays open throughout."""
+    """Services read on, with a lock_timeout that any wait would meet; a transaction stays open throughout."""
     role = past.role("svc", "meshaudit_client")
     idle = past.connect(role, autocommit=False)
     idle.execute("select meshaudit.write_secret('idle', 'v')")
@@ -304,9 +293,10 @@ def test_no_access_waits(past: Db, tmp_path: Path) -> None:
 
 def test_an_altered_partition_is_not_retired(past: Db, tmp_path: Path) -> None:
     name = partitions(past.su, "ready")[0]
-    past.su.execute(f"alter table meshaudit_private.{name} disable trigger user".encode())
+    guards(past.su)
     past.su.execute(f"update meshaudit_private.{name} set scope = 'x' where ctid = '(0,5)'".encode())
-    past.su.execute(f"alter table meshaudit_private.{name} enable always trigger append_only".encode())
+    for trigger in ("append_only", "chain_entry"):
+        guards(past.su, f"enable always trigger {trigger}")
     done = run("archive", "--to", str(tmp_path), "--before", SOON, dsn=past.dsn())
     assert done.returncode == 2
     assert "is not what was hashed" in done.stderr
@@ -322,8 +312,6 @@ def test_a_range_of_time_beside_what_is_retired(archived: tuple[Db, Path]) -> No
 
 
 def test_row_groups_are_skippable(archived: tuple[Db, Path]) -> None:
-    import pyarrow.parquet as pq
-
     path = min(archived[1].glob("*.parquet"))
     group = pq.ParquetFile(path).metadata.row_group(0)
     columns = {group.column(i).path_in_schema: group.column(i) for i in range(group.num_columns)}
@@ -332,3 +320,37 @@ def test_row_groups_are_skippable(archived: tuple[Db, Path]) -> None:
         assert columns[name].statistics.has_min_max, name
     assert {column.compression for column in columns.values()} == {"ZSTD"}
     assert read(path).entries == group.num_rows
+
+
+def test_damage_is_found_and_named(archived: tuple[Db, Path], tmp_path: Path) -> None:
+    assert list(unfound(archived[1], 60, 7, tmp_path)) == []
+
+
+def test_a_missing_archive_is_named(archived: tuple[Db, Path], tmp_path: Path) -> None:
+    """Both its files: a gap inside shows by itself, the last one only beside the database."""
+    db, place = archived
+    names = sorted(path.name.partition(".")[0] for path in place.glob("*.parquet"))
+    for number, name in enumerate(names):
+        copy = tmp_path / name
+        shutil.copytree(place, copy)
+        for path in copy.glob(f"{name}.*"):
+            path.unlink()
+        alone = run("verify", "--archive", str(copy))
+        assert alone.returncode == (0 if number == len(names) - 1 else 1), alone.stdout
+        both = run("verify", "--archive", str(copy), dsn=db.dsn())
+        assert both.returncode == 1
+        assert f"{name}.manifest.json: missing" in both.stdout
+
+
+def test_killed_and_run_again(past: Db, tmp_path: Path) -> None:
+    kill_and_rerun(past.su, past.dsn(), tmp_path / "a", 3, random.Random(3))
+
+
+def test_what_cannot_be_checked(archived: tuple[Db, Path], tmp_path: Path) -> None:
+    assert "holds no archive" in fails("verify", "--archive", str(tmp_path))
+    assert "not a directory" in fails("verify", "--archive", str(tmp_path / "none"))
+    assert "whole archives" in fails("verify", "--archive", str(archived[1]), "--from", "2020-01-01")
+    (tmp_path / "file").touch()
+    assert "not a directory" in fails(
+        "archive", "--to", str(tmp_path / "file"), "--before", SOON, dsn=archived[0].dsn()
+    )
