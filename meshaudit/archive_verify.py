@@ -144,6 +144,11 @@ def _bytes(body: dict[str, Any]) -> bytes:
     return (json.dumps(body, sort_keys=True, separators=(",", ":")) + "\n").encode()
 
 
+def content(m: Manifest) -> str | None:
+    """What is wrong with a manifest's file; None if nothing is."""
+    return _content(m, {})[1]
+
+
 Checked = tuple[Manifest, str | None, dict[tuple[int, int], bytes]]
 
 

@@ -113,6 +113,7 @@ for command in (
     admin.revoke_auditor,
     journal.seal,
     archive.archive,
+    archive.restore,
 ):
     app.command()(command)
 app.add_typer(journal.app, name="journal")

@@ -67,8 +67,8 @@ def verify(
     """Verify the ledger, or the entries of from_time <= timestamp < to_time.
 
     With a checkpoint: also that nothing recorded before it has gone or changed. With archives, which have
-    been verified: also that they are those to which the log says that entries were retired. `progress` gets the
-    number of entries done and about how many there are. The connection must not be in a transaction.
+    been verified: also that they are those to which the log says that entries were retired. `progress` gets
+    the number of entries done and about how many there are. The connection must not be in a transaction.
     """
     span = _Span(from_time, to_time)
     if conn.info.transaction_status != TransactionStatus.IDLE:

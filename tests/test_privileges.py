@@ -22,6 +22,8 @@ FUNCTIONS = {
     "partitions": {AUDITOR, OPERATOR},
     "retirements": {AUDITOR, OPERATOR},
     "retire_partition": {OPERATOR},
+    "restore_entries": {OPERATOR},
+    "restore_partition": {OPERATOR},
     "place_hold": {AUDITOR},
     "lift_hold": {AUDITOR},
     "log_cursor": {AUDITOR},

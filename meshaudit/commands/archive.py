@@ -1,4 +1,4 @@
-"""archive: whole partitions out to Parquet, proved, retired."""
+"""archive and restore: whole partitions out to Parquet, proved, retired; and back."""
 
 import contextlib
 import sys
@@ -29,6 +29,8 @@ def archive(
     """Write whole partitions to Parquet, verify what was written, retire them. Safe to run again."""
     end = filters.time("--before", before)
     assert end is not None
+    if to.exists() and not to.is_dir():
+        raise BadArgument(f"{to} is not a directory", "an archive is a directory")
     job = extra.load("meshaudit.archive.job")
     given = dsn(context, database)
     with db.connect(given) as conn, db.errors(_HINT):
@@ -43,8 +45,6 @@ def archive(
                 context, as_json, [{"partition": p.name, "state": p.state, "detail": p.detail} for p in found]
             )
             return
-        if to.exists() and not to.is_dir():
-            raise BadArgument(f"{to} is not a directory", "an archive is a directory")
         done = []
         with _progress() as progress:
             for one in job.archive(conn, given, to, ready, progress):
@@ -53,6 +53,26 @@ def archive(
                     f"{one.partition}: {one.entries} entries, {one.bytes} bytes, verified and retired"
                 )
     _tell(context, as_json, done)
+
+
+def restore(
+    context: typer.Context,
+    place: Annotated[Path, typer.Argument(metavar="DIR", help="Where the archive is.")],
+    partition: Annotated[str, typer.Option("--partition", metavar="NAME", help="Which partition.")],
+    database: Dsn = None,
+    as_json: Json = False,
+) -> None:
+    """Bring an archived partition's entries back, verified. This is itself an entry in the log."""
+    name = filters.plain("--partition", partition) or ""
+    bring_back = extra.load("meshaudit.archive.restore").restore
+    with db.connect(dsn(context, database)) as conn, db.errors("connect as a member of meshaudit_operator"):
+        require_current(conn)
+        with _progress() as progress:
+            entries = bring_back(conn, place, name, progress)
+    if wants_json(context, as_json):
+        output.dump({"partition": name, "entries": entries})
+    else:
+        print(f"{name}: {entries} entries are back, verified")
 
 
 def _tell(context: typer.Context, as_json: bool, rows: list[dict[str, object]]) -> None:

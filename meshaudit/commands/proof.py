@@ -12,7 +12,7 @@ import typer
 
 from meshaudit import db, extra, filters, output
 from meshaudit import verify as verifier
-from meshaudit.commands.options import Dsn, Json, dsn, wants_json
+from meshaudit.commands.options import Dsn, Json, dsn, names_database, wants_json
 from meshaudit.errors import BadArgument
 from meshaudit.version import require_current
 
@@ -51,7 +51,7 @@ def verify(
         if start or end:
             raise BadArgument("--archive verifies whole archives", "leave --from and --to out")
         archives = _archives(archive, held)
-    if archives is not None and not _names_database(dsn(context, database)):
+    if archives is not None and not names_database(dsn(context, database)):
         if held is not None:
             raise BadArgument("a checkpoint is of a database", "name it with --dsn")
         _tell_archives(archives, wants_json(context, as_json))
@@ -141,10 +141,6 @@ def _archives(place: Path, held: verifier.Checkpoint | None) -> "Archives":
     with _progress() as progress:
         found: Archives = verify_archives(place, wanted, progress or (lambda done, total: None))
     return found
-
-
-def _names_database(given: str) -> bool:
-    return bool(given) or any(os.environ.get(name) for name in ("PGHOST", "PGDATABASE", "PGSERVICE"))
 
 
 def _tell_archives(archives: "Archives", as_json: bool) -> None:

@@ -1,6 +1,6 @@
 """kill -9 of the archiver at random instants, then a rerun: nothing lost, nothing doubled.
 
-`python -m tests.archive.killing [KILLS]` kills a hundred times over twelve partitions; the fast tests a few times.
+`python -m tests.archive.killing [KILLS]` kills a hundred times over twelve partitions; the fast tests a few.
 """
 
 import random
@@ -22,7 +22,7 @@ BEFORE = ("--before", "2999-01-01")
 def kill_and_rerun(
     su: psycopg.Connection[Any], dsn: str, place: Path, kills: int, dice: random.Random
 ) -> int:
-    """Kill so many archivers, each after another time; then run one to its end. Returns how many were still at work."""
+    """Kill so many archivers, then run one to its end. Returns how many were still at work."""
     arrays = su.execute("select array_agg(access_id::text order by access_id) from meshaudit.audit_logs")
     ((expected,),) = arrays.fetchall()
     killed = 0
