@@ -42,7 +42,7 @@ begin
       hint = 'select * from meshaudit.retirements() lists what was retired.';
   end if;
   select * into p from meshaudit_private.partition_list() l where l.name = r.partition;
-  select pg_catalog.count(*), pg_catalog.count(*) filter (where meshaudit_private.is_sound(e)) into v_count, v_sound
+  select pg_catalog.count(*), pg_catalog.count(*) filter (where meshaudit_private.is_sound(row(e.*)::meshaudit_private.ledger)) into v_count, v_sound
     from meshaudit_private.restoring e;
   v_why := case
     when p.name is null then 'its table is gone'

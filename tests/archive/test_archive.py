@@ -171,7 +171,8 @@ def test_what_is_not_lawful_is_told(past: Db, tmp_path: Path) -> None:
     # the last retirement's entry speaks for all, since each manifest names the one before
     with su.transaction(force_rollback=True):
         su.execute("delete from meshaudit_private.ledger where secret_id <> %s", [entries[-1][1]])
-        assert len(verify_inside(su)) == len(entries) - 1
+        # of the retired nothing: only the two entries themselves
+        assert {row[3].split()[0] for row in verify_inside(su)} == {"deleted"}
     with su.transaction(force_rollback=True):
         su.execute("delete from meshaudit_private.ledger where secret_id = %s", [entries[-1][1]])
         assert len(verify_inside(su)) > len(entries)
@@ -186,7 +187,7 @@ def test_what_is_not_lawful_is_told(past: Db, tmp_path: Path) -> None:
     # retired stretches that nobody retired: entries deleted, and the look-up table to match
     with su.transaction(force_rollback=True):
         su.execute("insert into meshaudit_private.retired_runs select 400, 1, 9, '', '', 'x'")
-        assert verify_inside(su)[0][3] == "retired without an entry (entries 1 to 9)"
+        assert "retired without an entry (entries 1 to 9)" in [row[3] for row in verify_inside(su)]
     assert verify_inside(su) == []
 
 
