@@ -7,7 +7,10 @@
 #   make torture [PG=…]    kill -9 of the sealer and the server under load, some minutes long
 #   make torture-archive [PG=…]   kill -9 of the archiver 100 times; 1,000 kinds of damage to archives
 #   make bench             benchmarks/results.json
-#   make dist              wheel, sdist and the single-file install
+#   make bench-api         the memory of an export of a million entries
+#   make fuzz-api          schemathesis against the HTTP API, some minutes long
+#   make dist              wheel, sdist, and SQL for psql, Supabase's CLI and database.dev
+#   make bench-search     benchmarks/search.json: ten million entries; ARGS="--rows 100000" for fewer
 
 SHELL := /bin/sh
 MAKEFLAGS += --no-print-directory
@@ -91,6 +94,17 @@ format: $(DEV)
 .PHONY: bench
 bench: $(DEV)
 	@$(PY) -m benchmarks $(ARGS)
+
+.PHONY: bench-api fuzz-api
+bench-api: $(DEV)
+	@$(PY) -m benchmarks.api_export
+
+fuzz-api: $(DEV)
+	@$(PY) -m tests.fuzz_api
+
+.PHONY: bench-search
+bench-search: $(DEV)
+	@$(PY) -m benchmarks.search $(ARGS)
 
 .PHONY: dist
 dist: $(DEV)

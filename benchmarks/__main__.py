@@ -19,7 +19,7 @@ import psycopg
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import journal
+from benchmarks import journal, protect
 from meshaudit import schema
 from meshaudit.server import Server
 from meshaudit.verify import verify
@@ -44,7 +44,12 @@ BASE = "plain INSERT"
 
 def pgbench(server: Server, function: str, clients: int, seconds: float) -> float:
     """Transactions a second of one read per transaction."""
-    script = f"\\set n random(1, 10000)\nselect {function}((select id from bench.ids where n = :n));\n"
+    text = f"\\set n random(1, 10000)\nselect {function}((select id from bench.ids where n = :n));\n"
+    return run_script(server, text, clients, seconds)
+
+
+def run_script(server: Server, script: str, clients: int, seconds: float) -> float:
+    """Transactions a second of a pgbench script."""
     with tempfile.NamedTemporaryFile("w", suffix=".sql") as file:
         file.write(script)
         file.flush()
@@ -134,6 +139,12 @@ def show(results: dict[str, Any]) -> None:
     for name, cell in results["journal reads, 32 clients"].items():
         second.add_row(name, *(f"{value:,}" for value in cell.values()))
     console.print(second)
+    third = Table("protected table, 32 clients")
+    for title in ("unprotected tps", "ledger", "journal"):
+        third.add_column(title, justify="right")
+    for name, cell in results["protected table, 32 clients"].items():
+        third.add_row(name, *(f"{value:,}" for value in cell.values()))
+    console.print(third)
     rest = Table("what", "figure")
     rest.add_row("bulk read, entries/s", f"{results['bulk entries/s']:,}")
     for part in ("sealing", "access to entry", "verify"):
@@ -170,6 +181,9 @@ def main() -> None:
                 "journal reads, 32 clients": journal.reads(server, conn, pgbench, args.rounds, args.seconds),
                 "sealing": journal.sealing(conn),
                 "access to entry": journal.latency(server, conn),
+                "protected table, 32 clients": protect.compare(
+                    server, conn, run_script, args.rounds, args.seconds
+                ),
                 "verify": verification(conn, args.rows),
             }
     show(results)

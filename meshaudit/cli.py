@@ -16,7 +16,19 @@ import typer
 from typer.core import TyperGroup
 
 from meshaudit import __version__
-from meshaudit.commands import admin, archive, journal, local, log, migrations, options, proof
+from meshaudit.commands import (
+    admin,
+    alerts,
+    archive,
+    journal,
+    local,
+    log,
+    migrations,
+    options,
+    proof,
+    protect,
+    serve,
+)
 from meshaudit.errors import MeshauditError, translate
 from meshaudit.output import one_line
 
@@ -104,6 +116,8 @@ for command in (
     local.up,
     local.down,
     migrations.migrate,
+    protect.protect,
+    protect.unprotect,
     log.logs,
     proof.verify,
     proof.checkpoint,
@@ -114,9 +128,11 @@ for command in (
     journal.seal,
     archive.archive,
     archive.restore,
+    serve.serve,
 ):
     app.command()(command)
 app.add_typer(journal.app, name="journal")
+app.add_typer(alerts.app, name="alerts")
 
 
 def _terminate(number: int, _frame: object) -> None:

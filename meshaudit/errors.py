@@ -159,6 +159,10 @@ def translate(exc: psycopg.Error) -> MeshauditError:
         return NotMigrated()
     if state.startswith("08"):
         return Unreachable(message, hint)
+    if state == "55P03":  # lock_not_available
+        return MeshauditError(
+            message, hint or "open transactions use the table: try again when they have ended"
+        )
     return _BY_SQLSTATE.get(state, MeshauditError)(message, hint)
 
 

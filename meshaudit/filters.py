@@ -13,9 +13,14 @@ _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks
 
 
 def time(option: str, text: str | None) -> datetime | None:
-    """A point in time: 2026-11-24, 2026-11-24T10:00, 2026-11-24T10:00:00+01:00, …Z."""
+    """A point in time: 2026-11-24, 2026-11-24T10:00, 2026-11-24T10:00:00+01:00, …Z; now, today, yesterday."""
     if text is None:
         return None
+    now = datetime.now(UTC)
+    today = now.replace(hour=0, minute=0, second=0, microsecond=0)
+    words = {"now": now, "today": today, "yesterday": today - timedelta(days=1)}
+    if text.strip().lower() in words:
+        return words[text.strip().lower()]
     try:
         parsed = datetime.fromisoformat(text.strip())
         return (parsed if parsed.tzinfo else parsed.replace(tzinfo=UTC)).astimezone(UTC)
@@ -55,7 +60,7 @@ def address(option: str, text: str | None) -> str | None:
 
 def cursor(option: str, text: str | None) -> str | None:
     """A place in a search, as an earlier search printed it."""
-    if text is not None and not re.fullmatch(r"[0-9a-f]{32}", text):
+    if text is not None and not re.fullmatch(r"[0-9a-f]{40}", text):
         raise BadArgument(f"{option}: {text!r} is not a cursor", "take it from the last line of a search")
     return text
 

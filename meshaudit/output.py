@@ -5,6 +5,7 @@ never reach a terminal with control characters in them.
 """
 
 import csv
+import io
 import json
 import os
 import re
@@ -13,10 +14,11 @@ from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from typing import Any, Protocol, TextIO
 
+from meshaudit import ocsf
 from meshaudit.errors import BadArgument, MeshauditError
 from meshaudit.queries import COLUMNS, Entry
 
-FORMATS = ("table", "json", "csv")
+FORMATS = ("table", "json", "csv", "ocsf")
 _SHOWN = (
     "timestamp",
     "user_identity",
@@ -28,6 +30,8 @@ _SHOWN = (
     "secret_table",
     "id",
 )
+# What a spreadsheet begins a formula with; an apostrophe too, so that ours can be told from theirs.
+_FORMULA = tuple("=+-@\t\r\n'")
 _BOLD, _RED, _PLAIN = "\x1b[1m", "\x1b[31m", "\x1b[0m"
 # C0, DEL, C1, and what reorders or hides text.
 _UNSAFE = re.compile(r"[\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff]")
@@ -76,15 +80,18 @@ class Writer(Protocol):
     def end(self) -> None: ...
 
 
-def writer(form: str, out: TextIO) -> Writer:
-    """The writer of that name."""
+def writer(form: str, out: TextIO, *, endless: bool = False) -> Writer:
+    """The writer of that name; `endless`: for what has no end, so that JSON is an object a line."""
     if form not in FORMATS:
         raise BadArgument(f"--format: {form!r} is not a format", f"one of: {', '.join(FORMATS)}")
     made: dict[str, Callable[[TextIO], Writer]] = {
         "table": TableWriter,
         "json": JsonWriter,
         "csv": CsvWriter,
+        "ocsf": lambda out: LinesWriter(out, ocsf.event),
     }
+    if endless and form == "json":
+        return LinesWriter(out, record)
     return made[form](out)
 
 
@@ -104,16 +111,35 @@ class JsonWriter:
         self._out.write("[]\n" if self._before == "[\n" else "\n]\n")
 
 
+class LinesWriter:
+    """A JSON object a line."""
+
+    def __init__(self, out: TextIO, make: Callable[[Entry], dict[str, Any]]) -> None:
+        self._out, self._make = out, make
+
+    def page(self, entries: Sequence[Entry]) -> None:
+        self._out.writelines(json.dumps(self._make(entry)) + "\n" for entry in entries)
+
+    def end(self) -> None:
+        pass
+
+
+def harmless(value: Any) -> Any:
+    """A cell that no spreadsheet takes for a formula: text that could be one has an apostrophe before it."""
+    return f"'{value}" if isinstance(value, str) and value.lstrip(" ")[:1] in _FORMULA else value
+
+
 class CsvWriter:
     """A header, then a row for each entry; NULL is empty."""
 
     def __init__(self, out: TextIO) -> None:
-        self._csv = csv.writer(out, lineterminator="\n")
+        self._out = out
         self._begun = False
 
     def page(self, entries: Sequence[Entry]) -> None:
         self._begin()
-        self._csv.writerows(record(entry).values() for entry in entries)
+        for entry in entries:
+            self._row(map(harmless, record(entry).values()))
 
     def end(self) -> None:
         self._begin()
@@ -121,8 +147,14 @@ class CsvWriter:
     def _begin(self) -> None:
         # Not before there is a result: a search that fails prints nothing on stdout.
         if not self._begun:
-            self._csv.writerow(COLUMNS)
+            self._row(COLUMNS)
             self._begun = True
+
+    def _row(self, cells: Iterable[Any]) -> None:
+        # The writer quotes only what its own line end is made of: \r would break a row in two.
+        line = io.StringIO()
+        csv.writer(line, lineterminator="\r\n").writerow(cells)
+        self._out.write(line.getvalue()[:-2] + "\n")
 
 
 class TableWriter:

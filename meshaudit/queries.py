@@ -20,6 +20,7 @@ PAGE = 1000  # the most that search_audit_logs() gives at once
 
 _AUDITOR = "ask for: select meshaudit.grant_auditor('your role')"
 _OPERATOR = "connect as a member of meshaudit_operator, or as an auditor"
+_TABLE_OWNER = "connect as the table's owner, who is in meshaudit_client or meshaudit_operator"
 _OWNER = "connect as the role that installed meshaudit, or as a superuser"
 
 
@@ -47,7 +48,7 @@ class Entry:
     access_id: UUID
     lane: int
     seq: int
-    prev_hash: bytes
+    prev_hash: bytes | None  # None in what comes from the feed
     hash: bytes
     cursor: str
 
@@ -136,6 +137,46 @@ def maintain(conn: psycopg.Connection[Any]) -> str:
     """The nightly job; says what it did."""
     with db.errors("connect as a member of meshaudit_operator"):
         return str(_scalar(conn, "select meshaudit.maintain()"))
+
+
+def protection_plan(
+    conn: psycopg.Connection[Any], table: str, columns: list[str], scope_column: str | None, mode: str
+) -> list[str]:
+    """What protect() would execute; raises as it would."""
+    with db.errors(_TABLE_OWNER), conn.cursor(row_factory=scalar_row) as cursor:
+        cursor.execute(
+            "select meshaudit.protection_plan(%s::regclass, %s, %s, %s)",
+            [_table(conn, table), columns, scope_column, mode],
+        )
+        return cursor.fetchall()
+
+
+def protect(
+    conn: psycopg.Connection[Any], table: str, columns: list[str], scope_column: str | None, mode: str
+) -> str:
+    """Put a table under audit; says what it did. Waits at most 10 s for those who use the table."""
+    with db.errors(_TABLE_OWNER), conn.transaction():
+        conn.execute("select pg_catalog.set_config('lock_timeout', '10s', true)")
+        asked = "select meshaudit.protect(%s::regclass, %s, %s, %s)"
+        return str(_scalar(conn, asked, _table(conn, table), columns, scope_column, mode))
+
+
+def unprotect(conn: psycopg.Connection[Any], table: str, *, dry_run: bool = False) -> str:
+    """Take a table back out; says what it did, or with dry_run would have done."""
+    with db.errors(_TABLE_OWNER), conn.transaction(force_rollback=dry_run):
+        conn.execute("select pg_catalog.set_config('lock_timeout', '10s', true)")
+        return str(_scalar(conn, "select meshaudit.unprotect(%s::regclass)", _table(conn, table)))
+
+
+def _table(conn: psycopg.Connection[Any], name: str) -> int:
+    """The oid of a table that is named as SQL names it."""
+    try:
+        found = _scalar(conn, "select pg_catalog.to_regclass(%s)::oid", name)
+    except (psycopg.errors.InvalidName, psycopg.errors.SyntaxError):
+        found = None
+    if found is None:
+        raise BadArgument(f"no table {name}", 'name it as SQL does: secrets, app.secrets, app."Secrets"')
+    return int(found)
 
 
 def grant_auditor(conn: psycopg.Connection[Any], identity: str, scope: str) -> None:

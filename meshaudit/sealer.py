@@ -4,7 +4,8 @@ One at a time is the database's doing (the row lock that meshaudit.seal() takes)
 killed at any instant loses and doubles nothing. Here: when to run, when to wait, when to give up.
 
     follow() ends when `stop` is set, and raises only what waiting would not mend: no permission, no
-    meshaudit, the journal not armed, or its slot lost (CannotRecord). All else it meets by reconnecting.
+    meshaudit, or the journal's slot lost (CannotRecord). All else it meets by reconnecting. Without an armed
+    journal it only feeds. Webhooks are sent by a thread and a connection of their own.
 """
 
 import contextlib
@@ -14,11 +15,12 @@ import sys
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
-from threading import Event
+from threading import Event, Thread
 from typing import Any, NamedTuple, Protocol
 
 import psycopg
 
+from meshaudit import webhooks
 from meshaudit.errors import (
     BadArgument,
     BadSqlArgument,
@@ -39,6 +41,8 @@ INTERVAL = 0.2
 IDLE = 0.7
 PROGRESS = 2.0
 _BACKLOG = 1_000_000  # bytes of log: more than one run's worth passes at once only if there is a backlog
+FEED_LIMIT = 10_000
+_UNARMED = "the journal is not armed"  # as begin_seal() says it
 _FIRST_DELAY, _LAST_DELAY = 0.1, 10.0
 _FATAL = (
     BadArgument,
@@ -96,6 +100,14 @@ def seal_once(conn: psycopg.Connection[Any]) -> int:
     return int(row[0])
 
 
+def feed_once(conn: psycopg.Connection[Any]) -> int:
+    """Feed what there is, at most FEED_LIMIT entries. Returns how many events it added."""
+    with _translated():
+        row = conn.execute("select meshaudit.feed()").fetchone()
+    assert row is not None
+    return int(row[0])
+
+
 def drain(conn: psycopg.Connection[Any]) -> int:
     """Seal until all that was written before this call is sealed. Returns how many entries that made."""
     total, end = 0, _place(conn).written
@@ -109,6 +121,19 @@ def drain(conn: psycopg.Connection[Any]) -> int:
 def follow(dsn: str, *, stop: Event, interval: float = INTERVAL, log: Log = json_lines) -> None:
     """Seal every `interval` seconds until `stop` is set."""
     log("started", interval=interval)
+    ended = Event()
+    sender = Thread(target=webhooks.follow, args=(dsn,), kwargs={"stop": ended, "log": log}, daemon=True)
+    sender.start()
+    try:
+        _follow(dsn, stop, interval, log)
+    finally:
+        ended.set()
+        # A receiver that hangs does not keep us.
+        sender.join(2)
+    log("stopped")
+
+
+def _follow(dsn: str, stop: Event, interval: float, log: Log) -> None:
     delay = _FIRST_DELAY
     while not stop.is_set():
         try:
@@ -128,7 +153,6 @@ def follow(dsn: str, *, stop: Event, interval: float = INTERVAL, log: Log = json
             log("retrying", error=error.message, seconds=round(wait, 2))
             stop.wait(wait)
             delay = min(delay * 2, _LAST_DELAY)
-    log("stopped")
 
 
 class _Place(NamedTuple):
@@ -145,6 +169,7 @@ class _Worker:
         self._quiet_at: int | None = None  # the log's end, if all before it is sealed
         self._ran = self._told = 0.0
         self._entries = 0
+        self._armed = True
 
     def turn(self) -> float:
         """Seal if there may be something to seal; returns how long to wait."""
@@ -152,11 +177,12 @@ class _Worker:
         now = time.monotonic()
         if before.written == self._quiet_at and now - self._ran < IDLE:
             return self._interval
-        made = seal_once(self._conn)
+        made = self._seal()
+        fed = feed_once(self._conn)
         self._ran = time.monotonic()
         after = _place(self._conn)
         # What was written and not yet flushed, this run has not seen; its commit has flushed it.
-        complete = before.flushed >= before.written and not made
+        complete = before.flushed >= before.written and not made and not fed
         self._quiet_at = after.written if complete else None
         self._entries += made
         moved = (after.sealed or 0) - (before.sealed or 0)
@@ -170,7 +196,21 @@ class _Worker:
                 seconds=round(self._ran - now, 3),
                 behind_bytes=max(0, after.flushed - (after.sealed or after.flushed)),
             )
-        return 0.0 if behind else self._interval
+        return 0.0 if behind or fed >= FEED_LIMIT else self._interval
+
+    def _seal(self) -> int:
+        try:
+            made = seal_once(self._conn)
+        except CannotRecord as error:
+            if error.message != _UNARMED:
+                feed_once(self._conn)  # so that an alert can tell of it
+                raise
+            if self._armed:
+                self._log("not armed", hint=f"feeding only; {error.hint}")
+            self._armed = False
+            return 0
+        self._armed = True
+        return made
 
 
 def _place(conn: psycopg.Connection[Any]) -> _Place:

@@ -6,7 +6,7 @@ set -eu
 
 want="sqitch libdbd-pg-perl postgresql-client pgbouncer"
 case "${1:-embedded}" in
-    15 | all) want="$want postgresql-15 postgresql-15-plpgsql-check postgresql-15-cron" ;;
+    15 | all) want="$want postgresql-15 postgresql-15-plpgsql-check postgresql-15-cron postgresql-15-wal2json" ;;
 esac
 case "${1:-embedded}" in
     16 | 17 | 18 | all) command -v npm >/dev/null || want="$want npm" ;;

@@ -1,6 +1,7 @@
 """Write what follows from other files: `make generate`. With --check, only compare: `make verify-generated`.
 
     migrations/deploy/FIRST.sql   the whole of sql/, as long as the first migration is not released
+    docs/api.md                   the HTTP API, from its OpenAPI document
     migrations/yoyo/NAME.py       for yoyo, a shim around each change of sqitch's plan
 
 `--freeze` records the checksums of all migrations at a release: from then on they never change.
@@ -15,6 +16,9 @@ import sys
 from pathlib import Path
 
 from meshaudit import schema, version
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+import api_reference
 
 ROOT = Path(__file__).resolve().parent.parent
 MIGRATIONS = ROOT / "migrations"
@@ -120,6 +124,7 @@ def generated() -> dict[Path, str]:
     for before, name in zip([None, *names], names, strict=False):
         depends = "set()" if before is None else f'{{"{before}"}}'
         files[MIGRATIONS / "yoyo" / f"{name}.py"] = SHIM.format(name=name, depends=depends)
+    files[ROOT / "docs" / "api.md"] = api_reference.render()
     return files
 
 

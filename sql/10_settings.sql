@@ -9,6 +9,9 @@ create table meshaudit_private.settings (
   partition_interval text not null default 'month' check (partition_interval in ('month', 'week', 'day')),
   partitions_ahead int not null default 3 check (partitions_ahead between 1 and 400),
   keep_in_database interval not null default '1 day' check (keep_in_database >= interval '1 day'),
+  reading_key bytea not null default sha256(uuid_send(gen_random_uuid()) || uuid_send(gen_random_uuid())),
+  feed_keep bigint not null default 100000 check (feed_keep between 1000 and 100000000),
+  realtime_roles text[] not null default array['supabase_admin', 'supabase_realtime_admin'],
   installed_at timestamptz not null default clock_timestamp(),
   maintained_at timestamptz,
   verified_at timestamptz,
@@ -22,10 +25,15 @@ comment on column meshaudit_private.settings.gateway_roles is
   'Logins whose request.jwt.claims and request.headers are believed (PostgREST''s login).';
 comment on column meshaudit_private.settings.api_roles is
   'Roles a gateway switches to for logged-in users; they may query the log once a JWT subject is made auditor.';
+comment on column meshaudit_private.settings.feed_keep is 'How many events the feed holds.';
+comment on column meshaudit_private.settings.realtime_roles is
+  'Logins that read the feed in the name of the subject in request.jwt.claims: Supabase''s Realtime. For entries their claims count for nothing.';
 comment on column meshaudit_private.settings.address_headers is
   'Request headers to take the client''s address from, best first; of a list, the last (nearest) address counts.';
 comment on column meshaudit_private.settings.keep_in_database is
   'How long a partition stays after its end before it may be retired.';
+
+comment on column meshaudit_private.settings.reading_key is 'Key of the tokens that searches show (49_readings.sql).';
 
 insert into meshaudit_private.settings default values;
 

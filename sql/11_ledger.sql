@@ -43,6 +43,13 @@ create table meshaudit_private.ledger (
 create index ledger_time on meshaudit_private.ledger ("timestamp", id);
 create index ledger_secret on meshaudit_private.ledger (secret_id, "timestamp", id);
 create index ledger_identity on meshaudit_private.ledger (user_identity, "timestamp", id);
+-- an auditor of one scope asks for it in every query
+create index ledger_scope on meshaudit_private.ledger (scope, "timestamp", id);
+create index ledger_address on meshaudit_private.ledger (ip_address, "timestamp", id) where ip_address is not null;
+-- what is rare; a granted read, which is most of what happens, is in neither
+create index ledger_writes on meshaudit_private.ledger ("timestamp", id) where access_type = 'write';
+create index ledger_operation on meshaudit_private.ledger (operation, "timestamp", id) where operation <> 'read';
+create index ledger_outcome on meshaudit_private.ledger (outcome, "timestamp", id) where outcome <> 'granted';
 
 comment on table meshaudit_private.ledger is
   'Every access to a secret. Append-only, hash-chained; read it as meshaudit.audit_logs.';

@@ -61,13 +61,13 @@ create table meshaudit_private.journal_pending (
 );
 comment on table meshaudit_private.journal_pending is 'Records that wait for the end of their transaction.';
 
--- what has been sealed of late, against replays
+-- what has been sealed of late, against replays: a row for each run that made entries
 create table meshaudit_private.journal_seen (
-  access_id uuid primary key,
-  lsn pg_lsn not null
+  lsn pg_lsn primary key,
+  access_ids uuid[] not null
 );
-create index journal_seen_lsn on meshaudit_private.journal_seen (lsn);
 comment on table meshaudit_private.journal_seen is 'Accesses sealed of late: a record of one of them is a replay.';
+comment on column meshaudit_private.journal_seen.lsn is 'How far that run sealed; its records were all written before.';
 
 -- denials of a minute, for the bound on their number
 create table meshaudit_private.journal_denials (

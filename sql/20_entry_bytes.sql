@@ -64,11 +64,31 @@ return case
       p_user_agent, p_request_id, p_access_id)
 end;
 
+create function meshaudit_private.entry_head(p_lane int, p_seq bigint) returns bytea
+language sql stable parallel safe
+return pg_catalog.substr(pg_catalog.record_send(row(1, p_lane, p_seq)), 5);
+
 create function meshaudit_private.entry_hash(p_prev_hash bytea, p_lane int, p_seq bigint, p_tail bytea) returns bytea
 language sql stable parallel safe
-return pg_catalog.sha256(
-  p_prev_hash || pg_catalog.substr(pg_catalog.record_send(row(1, p_lane, p_seq)), 5) || p_tail
-);
+return pg_catalog.sha256(p_prev_hash || meshaudit_private.entry_head(p_lane, p_seq) || p_tail);
+
+-- The hashes of entries that follow each other, p_prev_hash in front: links[i] is the prev_hash of the i-th, links[i + 1]
+-- its hash. p_bytes: each one's head and tail. A bare loop, since nothing else can be done in sets about a chain.
+create function meshaudit_private.links(p_prev_hash bytea, p_bytes bytea[]) returns bytea[]
+language plpgsql immutable parallel safe set search_path = ''
+as $$
+declare
+  v_links pg_catalog.bytea[] := array[p_prev_hash];
+  v_bytes pg_catalog.bytea;
+  v_hash pg_catalog.bytea := p_prev_hash;
+begin
+  foreach v_bytes in array p_bytes loop
+    v_hash := pg_catalog.sha256(v_hash || v_bytes);
+    v_links := pg_catalog.array_append(v_links, v_hash);
+  end loop;
+  return v_links;
+end
+$$;
 
 create function meshaudit_private.genesis_hash(p_ledger_id uuid, p_lane int) returns bytea
 language sql stable parallel safe
@@ -83,6 +103,9 @@ comment on function meshaudit_private.entry_tail_portable(
 comment on function meshaudit_private.entry_tail(
   bigint, text, text, timestamptz, text, inet, text, text, text, text, text, text, text, text, text, text, text, uuid
 ) is 'Canonical bytes of an entry, version 1, from id on.';
+comment on function meshaudit_private.entry_head(int, bigint) is 'Canonical bytes of an entry, version 1, before its id.';
+comment on function meshaudit_private.links(bytea, bytea[]) is
+  'The hashes of entries that follow each other, the one before them in front.';
 comment on function meshaudit_private.entry_hash(bytea, int, bigint, bytea) is
   'sha256(prev_hash, version 1, lane, seq, tail): an entry''s hash.';
 comment on function meshaudit_private.genesis_hash(uuid, int) is 'What a lane''s first entry holds as prev_hash.';

@@ -120,11 +120,12 @@ language plpgsql volatile set search_path = ''
 as $$
 begin
   if pg_catalog.pg_is_in_recovery() then
-    raise exception 'a standby cannot record accesses' using errcode = 'MA002',
-      hint = 'Read secrets on the primary; the standby takes no records.';
+    perform meshaudit_private.refuse('MA002', 'a standby cannot record accesses',
+      'Read secrets on the primary; the standby takes no records.');
   elsif p_armed and not meshaudit_private.slot_works(p_slot) then
-    raise exception 'the journal''s slot "%" is gone or has lost records', p_slot using errcode = 'MA002',
-      hint = 'Run select meshaudit.arm_journal(): it records the gap and makes a new slot.';
+    perform meshaudit_private.refuse('MA002',
+      pg_catalog.format('the journal''s slot "%s" is gone or has lost records', p_slot),
+      'Run select meshaudit.arm_journal(): it records the gap and makes a new slot.');
   end if;
 end
 $$;
@@ -212,8 +213,8 @@ create function meshaudit_private.refuse_unrecorded() returns void
 language plpgsql volatile set search_path = ''
 as $$
 begin
-  raise exception 'no store can record this access' using errcode = 'MA002',
-    hint = 'The transaction is READ ONLY (or the vault in journal mode) and the journal is not armed: run select meshaudit.arm_journal() and keep meshaudit seal --follow running, or use a READ WRITE transaction.';
+  perform meshaudit_private.refuse('MA002', 'no store can record this access',
+    'The transaction is READ ONLY (or the vault in journal mode) and the journal is not armed: run select meshaudit.arm_journal() and keep meshaudit seal --follow running, or use a READ WRITE transaction.');
 end
 $$;
 comment on function meshaudit_private.refuse_unrecorded() is 'Raises MA002.';
@@ -226,7 +227,7 @@ begin
   perform meshaudit_private.journal_access(
     p_operation, 'denied', pg_catalog."left"(p_secret_id, 512), 'meshaudit.secrets', pg_catalog."left"(p_scope, 255), p_role);
 exception
-  when sqlstate 'MA002' then
+  when sqlstate 'MA002' or sqlstate 'PGRST' then
     null;
 end
 $$;
@@ -242,8 +243,8 @@ begin
   select j.armed and meshaudit_private.journal_works(j.healthy_until, j.healthy_since, j.slot_name) into v_works
     from meshaudit_private.journal j;
   if not v_works then
-    raise exception 'no access without a journal that works' using errcode = 'MA002',
-      hint = 'Setting require_journal is on: run select meshaudit.arm_journal() and keep meshaudit seal --follow running.';
+    perform meshaudit_private.refuse('MA002', 'no access without a journal that works',
+      'Setting require_journal is on: run select meshaudit.arm_journal() and keep meshaudit seal --follow running.');
   end if;
 end
 $$;

@@ -2,7 +2,7 @@
 --
 -- The first entry goes the ordinary way: it takes the lane and says who calls. The others are chained to it here and
 -- inserted in one statement, because a row trigger costs more than all the rest of an entry. The cost of an entry does
--- not grow with their number.
+-- not grow with their number. (unnest() gives its rows in order, and nothing here reorders them.)
 
 create function meshaudit_private.record_accesses(
   p_operation text, p_outcome text, p_secret_ids text[], p_secret_table text, p_scopes text[], p_role name
@@ -15,9 +15,8 @@ declare
   v_ids pg_catalog.int8[];
   v_times pg_catalog.timestamptz[];
   v_access_ids pg_catalog.uuid[];
-  v_prev_hashes pg_catalog.bytea[];
-  v_hashes pg_catalog.bytea[];
-  v_hash pg_catalog.bytea;
+  v_bytes pg_catalog.bytea[];
+  v_links pg_catalog.bytea[];
   j meshaudit_private.journal;
 begin
   if v_count = 0 then
@@ -31,18 +30,17 @@ begin
     return;
   end if;
 
-  v_hash := e.hash;
-  for i in 2 .. v_count loop
-    v_ids[i] := pg_catalog.nextval('meshaudit_private.ledger_id');
-    v_times[i] := pg_catalog.clock_timestamp();
-    v_access_ids[i] := pg_catalog.gen_random_uuid();
-    v_prev_hashes[i] := v_hash;
-    v_hash := meshaudit_private.entry_hash(v_hash, e.lane, e.seq + i - 1, meshaudit_private.entry_tail(
-      v_ids[i], p_secret_ids[i], e.access_type, v_times[i], e.user_identity, e.ip_address, e.operation, e.outcome,
-      e.secret_table, p_scopes[i], e.identity_source, e.claimed_identity, e.db_user, e.db_role, e.application_name,
-      e.user_agent, e.request_id, v_access_ids[i]));
-    v_hashes[i] := v_hash;
-  end loop;
+  select pg_catalog.array_agg(b.id), pg_catalog.array_agg(b.at), pg_catalog.array_agg(b.access_id),
+      pg_catalog.array_agg(meshaudit_private.entry_head(e.lane, e.seq + b.i) || meshaudit_private.entry_tail(
+        b.id, b.secret_id, e.access_type, b.at, e.user_identity, e.ip_address, e.operation, e.outcome,
+        e.secret_table, b.scope, e.identity_source, e.claimed_identity, e.db_user, e.db_role, e.application_name,
+        e.user_agent, e.request_id, b.access_id))
+    into v_ids, v_times, v_access_ids, v_bytes
+    from (
+      select u.secret_id, u.scope, u.i, pg_catalog.nextval('meshaudit_private.ledger_id') as id,
+        pg_catalog.clock_timestamp() as at, pg_catalog.gen_random_uuid() as access_id
+      from unnest(p_secret_ids[2:], p_scopes[2:]) with ordinality u (secret_id, scope, i) offset 0) b;
+  v_links := meshaudit_private.links(e.hash, v_bytes);
 
   insert into meshaudit_private.ledger (
       id, secret_id, access_type, "timestamp", user_identity, ip_address, operation, outcome, secret_table, scope,
@@ -51,20 +49,20 @@ begin
     select b.id, b.secret_id, e.access_type, b.at, e.user_identity, e.ip_address, e.operation, e.outcome,
       e.secret_table, b.scope, e.identity_source, e.claimed_identity, e.db_user, e.db_role, e.application_name,
       e.user_agent, e.request_id, b.access_id, e.lane, e.seq + b.i, b.prev_hash, b.hash
-    from unnest(v_ids, p_secret_ids[2:], v_times, p_scopes[2:], v_access_ids, v_prev_hashes, v_hashes)
+    from unnest(v_ids, p_secret_ids[2:], v_times, p_scopes[2:], v_access_ids, v_links[:v_count - 1], v_links[2:])
       with ordinality b (id, secret_id, at, scope, access_id, prev_hash, hash, i);
   if meshaudit_private.journal_used() then
     select * into j from meshaudit_private.journal;
   end if;
   if j.armed then
     e.seq := e.seq + 1;
-    perform meshaudit_private.emit_batch(j, e, pg_catalog.pg_current_xact_id(), p_secret_ids[2:], p_scopes[2:], v_times[2:],
-      v_access_ids[2:]);
+    perform meshaudit_private.emit_batch(j, e, pg_catalog.pg_current_xact_id(), p_secret_ids[2:], p_scopes[2:], v_times,
+      v_access_ids);
     e.seq := e.seq - 1;
   end if;
   -- ours since the first entry
   update meshaudit_private.lane_heads
-    set seq = e.seq + v_count - 1, prev_hash = v_prev_hashes[v_count], hash = v_hash
+    set seq = e.seq + v_count - 1, prev_hash = v_links[v_count - 1], hash = v_links[v_count]
     where lane = e.lane;
 end
 $$;

@@ -10,8 +10,8 @@ language plpgsql volatile set search_path = ''
 as $$
 begin
   perform meshaudit_private.journal_denial(p_operation, p_what, p_scope, p_role);
-  raise exception 'no such secret: %', pg_catalog."left"(p_what, 100)
-    using errcode = 'MA004', hint = 'It was never written, or it has been deleted; ids and keys are exact.';
+  perform meshaudit_private.refuse('MA004', 'no such secret: ' || coalesce(pg_catalog."left"(p_what, 100), '<NULL>'),
+    'It was never written, or it has been deleted; ids and keys are exact.');
 end
 $$;
 
@@ -20,11 +20,10 @@ language plpgsql volatile set search_path = ''
 as $$
 begin
   if p_key is null or pg_catalog.char_length(p_key) not between 1 and 512 then
-    raise exception 'key must be 1 to 512 characters' using errcode = 'MA005',
-      hint = pg_catalog.format('Got %s.', coalesce(pg_catalog.char_length(p_key) || ' characters', 'NULL'));
+    perform meshaudit_private.refuse('MA005', 'key must be 1 to 512 characters',
+      pg_catalog.format('Got %s.', coalesce(pg_catalog.char_length(p_key) || ' characters', 'NULL')));
   elsif p_scope is null or pg_catalog.char_length(p_scope) > 255 then
-    raise exception 'scope must be at most 255 characters, and not null' using errcode = 'MA005',
-      hint = 'The empty scope is ''''.';
+    perform meshaudit_private.refuse('MA005', 'scope must be at most 255 characters, and not null', 'The empty scope is ''''.');
   end if;
 end
 $$;
@@ -44,8 +43,8 @@ declare
 begin
   perform meshaudit_private.check_name(p_key, p_scope);
   if p_value is null or pg_catalog.octet_length(p_value) > 1048576 then
-    raise exception 'value must be at most 1 MiB, and not null' using errcode = 'MA005',
-      hint = pg_catalog.format('Got %s.', coalesce(pg_catalog.octet_length(p_value) || ' bytes', 'NULL'));
+    perform meshaudit_private.refuse('MA005', 'value must be at most 1 MiB, and not null',
+      pg_catalog.format('Got %s.', coalesce(pg_catalog.octet_length(p_value) || ' bytes', 'NULL')));
   end if;
   insert into meshaudit_private.secrets as s (scope, key, name_digest, value)
     values (p_scope, p_key, meshaudit_private.name_digest(p_key, p_scope), p_value)
@@ -159,7 +158,7 @@ declare
   v_unknown pg_catalog.uuid;
 begin
   if p_ids is null then
-    raise exception 'ids must not be null' using errcode = 'MA005', hint = 'Pass an array of secret ids; it may be empty.';
+    perform meshaudit_private.refuse('MA005', 'ids must not be null', 'Pass an array of secret ids; it may be empty.');
   end if;
   -- one snapshot decides what is recorded and what is revealed
   select pg_catalog.array_agg(s.id), pg_catalog.array_agg(s.scope), pg_catalog.array_agg(s.value)

@@ -18,8 +18,8 @@ declare
 begin
   if identity is null or pg_catalog.char_length(identity) not between 1 and 256
      or scope is null or pg_catalog.char_length(scope) > 255 then
-    raise exception 'identity must be 1 to 256 characters, scope at most 255, neither null' using errcode = 'MA005',
-      hint = 'identity is a database role or a JWT subject; scope ''*'' is all scopes.';
+    perform meshaudit_private.refuse('MA005', 'identity must be 1 to 256 characters, scope at most 255, neither null',
+      'identity is a database role or a JWT subject; scope ''*'' is all scopes.');
   end if;
   v_kind := meshaudit_private.identity_kind(identity);
   insert into meshaudit_private.auditors as a (identity, identity_source, scope, granted_by)
@@ -59,7 +59,7 @@ end
 $$;
 revoke all on function meshaudit.revoke_auditor(text, text) from public;
 
--- The scopes that the caller may see. Runs once a query, as an InitPlan of the policy.
+-- The scopes that the caller may see. Runs once a query, as an InitPlan of the policy, after reading() (49_readings.sql).
 create function meshaudit_private.visible_scopes(p_role text) returns text[]
 language plpgsql stable security definer set search_path = ''
 as $$
@@ -83,8 +83,9 @@ revoke all on function meshaudit_private.visible_scopes(text) from public;
 grant execute on function meshaudit_private.visible_scopes(text) to meshaudit_auditor;
 
 create policy auditors_read on meshaudit_private.ledger for select to meshaudit_auditor
-  using ('*' = any ((select meshaudit_private.visible_scopes(current_user))::text[])
-         or scope = any ((select meshaudit_private.visible_scopes(current_user))::text[]));
+  using ((select meshaudit_private.reading(current_user))
+         and ('*' = any ((select meshaudit_private.visible_scopes(current_user))::text[])
+              or scope = any ((select meshaudit_private.visible_scopes(current_user))::text[])));
 
 -- For what tells about the whole log: raises MA001 unless the caller may see all of it, or operates it.
 create function meshaudit_private.require_whole_log(p_role text) returns void
@@ -93,8 +94,8 @@ as $$
 begin
   if not pg_catalog.pg_has_role(p_role, 'meshaudit_operator', 'USAGE')
      and '*' <> all (meshaudit_private.visible_scopes(p_role)) then
-    raise exception 'this needs the whole log, and you may see only a part of it' using errcode = 'MA001',
-      hint = 'Ask for meshaudit.grant_auditor(…, ''*''), or for membership in meshaudit_operator.';
+    perform meshaudit_private.refuse('MA001', 'this needs the whole log, and you may see only a part of it',
+      'Ask for meshaudit.grant_auditor(…, ''*''), or for membership in meshaudit_operator.');
   end if;
 end
 $$;

@@ -71,6 +71,8 @@ begin
 
   return query select * from meshaudit_private.journal_status();
   return query select * from meshaudit_private.protection_status();
+  return query select * from meshaudit_private.supabase_vault_status();
+  return query select * from meshaudit_private.feed_status();
 end
 $$;
 revoke all on function meshaudit_private.status(text) from public;

@@ -1,5 +1,5 @@
--- meshaudit.seal(): reads the slot and seals. Runs as its caller, who needs REPLICATION (Postgres asks for it) and
--- meshaudit_operator; what touches the ledger is in SECURITY DEFINER functions.
+-- What meshaudit.seal() (79_tick.sql) is made of: reads the slot and seals. Runs as its caller, who needs REPLICATION
+-- (Postgres asks for it) and meshaudit_operator; what touches the ledger is in SECURITY DEFINER functions.
 
 -- Takes the sealer's place; no row: somebody else has it.
 create function meshaudit_private.begin_seal() returns table (slot_name text, sealed_lsn pg_lsn)
@@ -84,12 +84,4 @@ end;
 revoke all on function meshaudit_private.seal(int) from public;
 grant execute on function meshaudit_private.seal(int) to meshaudit_operator;
 
-create function meshaudit.seal() returns bigint
-language sql volatile security invoker
-return meshaudit_private.seal(100000);
-revoke all on function meshaudit.seal() from public;
-grant execute on function meshaudit.seal() to meshaudit_operator;
-
 comment on function meshaudit_private.seal(int) is 'meshaudit.seal(), for at most so many messages.';
-comment on function meshaudit.seal() is
-  'Seals the journal: makes entries of its records that have none (rolled back, READ ONLY, denied, journal mode). Returns how many. Call it again until it returns 0. Needs meshaudit_operator and REPLICATION. One at a time: 0 if another runs. Raises MA002 if the journal is not armed or its slot is lost.';

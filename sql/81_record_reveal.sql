@@ -2,9 +2,9 @@
 
 -- Records that a value is about to be revealed. A query may evaluate a view's column several times for one row, and a row
 -- may have several secret columns: the last row is remembered for the statement, under a MAC, since a session can set
--- any setting. Who brings back an old mark gets what that very statement has recorded already.
+-- any setting. So is its version: a statement can last for hours, and meet a value that others have changed meanwhile. Who brings back an old mark gets what that very statement has recorded already.
 create function meshaudit_private.record_reveal(
-  p_secret_table text, p_secret_id text, p_scope text, p_role name, p_journal boolean
+  p_secret_table text, p_secret_id text, p_version bytea, p_scope text, p_role name, p_journal boolean
 ) returns void
 language plpgsql volatile parallel unsafe set search_path = ''
 as $$
@@ -13,7 +13,7 @@ declare
 begin
   select pg_catalog.encode(pg_catalog.sha256(k.key || pg_catalog.timestamptz_send(pg_catalog.transaction_timestamp())
       || pg_catalog.timestamptz_send(pg_catalog.statement_timestamp()) || pg_catalog.int4send(pg_catalog.pg_backend_pid())
-      || pg_catalog.convert_to(p_secret_table || ' ' || p_secret_id, 'UTF8')), 'hex')
+      || p_version || pg_catalog.convert_to(p_secret_table || ' ' || p_secret_id, 'UTF8')), 'hex')
     into v_mark from meshaudit_private.reveal_key k;
   if pg_catalog.current_setting('meshaudit.revealed', true) = v_mark then
     return;
@@ -50,7 +50,7 @@ begin
 end
 $$;
 
-comment on function meshaudit_private.record_reveal(text, text, text, name, boolean) is
-  'Records a read of a protected row, once a row and statement. Raises MA002 if it cannot.';
+comment on function meshaudit_private.record_reveal(text, text, bytea, text, name, boolean) is
+  'Records a read of a protected row, once a row, version and statement. Raises MA002 if it cannot.';
 comment on function meshaudit_private.record_writes(text, text[], text, text[], boolean) is
   'Records the writes of a statement on a protected table. Raises MA002 if it cannot.';

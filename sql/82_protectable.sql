@@ -78,6 +78,14 @@ begin
     perform meshaudit_private.refuse_protection(p_name, 'a secret column is in the primary key, or is the scope',
       'Entries name both in plain text.');
   end if;
+  select n.nspname into v_bad
+    from pg_catalog.pg_attribute a join pg_catalog.pg_type t on t.oid = a.atttypid join pg_catalog.pg_namespace n on n.oid = t.typnamespace
+    where a.attrelid = p_target and a.attname = any (p_secrets || v_keys::pg_catalog.text[])
+      and not pg_catalog.has_schema_privilege('meshaudit_owner', n.oid, 'USAGE') limit 1;
+  if v_bad is not null then
+    perform meshaudit_private.refuse_protection(p_name, pg_catalog.format('meshaudit cannot use the types of schema "%s"', v_bad),
+      pg_catalog.format('Run: grant usage on schema %I to meshaudit_owner', v_bad));
+  end if;
   -- a column generated from a secret tells the secret
   select a.attname into v_bad
     from pg_catalog.pg_attrdef f
@@ -147,6 +155,18 @@ begin
   if v_what is not null then
     perform meshaudit_private.refuse_protection(p_name, pg_catalog.format('privileges were granted by others than its owner: %s', v_what),
       'They could not be restored: grant them as the owner (partitions must have the same owner).');
+  end if;
+  -- a view asks for all columns that it has, however few are selected
+  select pg_catalog.string_agg(distinct pg_catalog.pg_get_userbyid(e.grantee), ', ') into v_what
+    from pg_catalog.pg_attribute a, pg_catalog.aclexplode(a.attacl) e
+    where a.attrelid = p_target and e.privilege_type = 'SELECT' and exists (
+      select from pg_catalog.pg_attribute o
+      where o.attrelid = p_target and o.attnum > 0 and not o.attisdropped and o.attname <> all (p_secrets)
+        and not case e.grantee when 0 then exists (select from pg_catalog.aclexplode(o.attacl) x where x.grantee = 0 and x.privilege_type = 'SELECT')
+          else pg_catalog.has_column_privilege(e.grantee, p_target, o.attnum, 'SELECT') end);
+  if v_what is not null then
+    perform meshaudit_private.refuse_protection(p_name, pg_catalog.format('some roles may read only a part of its other columns: %s', v_what),
+      'A view asks for SELECT on all of its columns but the secret ones: grant that, or revoke it.');
   end if;
   select pg_catalog.string_agg(c.relname, ', ') into v_what
     from pg_catalog.pg_class c

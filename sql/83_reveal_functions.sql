@@ -59,13 +59,15 @@ declare
   v_value %1$s;
   v_id pg_catalog.text;
   v_scope pg_catalog.text;
+  v_version pg_catalog.bytea;
 begin
-  select b.%2$I, %3$s, %4$s into v_value, v_id, v_scope
+  select b.%2$I, %3$s, %4$s, pg_catalog.xidsend(b.xmin) operator(pg_catalog.||) pg_catalog.tidsend(b.ctid)
+    into v_value, v_id, v_scope, v_version
     from meshaudit_protected.%5$I b where %6$s%7$s;
   if not found then
     %8$s
   end if;
-  perform meshaudit_private.record_reveal(%9$L, v_id, v_scope, $%10$s, %11$L);
+  perform meshaudit_private.record_reveal(%9$L, v_id, v_version, v_scope, $%10$s, %11$L);
   return v_value;
 end
 $body$, pg_catalog.format_type(a.atttypid, null), a.attname, meshaudit_private.id_expression(p.key_columns, 'b'),

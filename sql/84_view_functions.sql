@@ -4,14 +4,12 @@
 
 -- The columns that a caller can write; keys of kind: 'plain', 'identity', 'generated'.
 create function meshaudit_private.columns_of(p_base oid)
-returns table (name name, num int, kind text, type text, fallback text)
+returns table (name name, num int, kind text, type text)
 language sql stable set search_path = ''
 as $$
   select a.attname, a.attnum, case when a.attgenerated <> '' then 'generated' when a.attidentity <> '' then 'identity' else 'plain' end,
-    pg_catalog.format_type(a.atttypid, a.atttypmod),
-    case when a.attgenerated = '' then pg_catalog.pg_get_expr(d.adbin, d.adrelid) end
+    pg_catalog.format_type(a.atttypid, a.atttypmod)
   from pg_catalog.pg_attribute a
-  left join pg_catalog.pg_attrdef d on d.adrelid = a.attrelid and d.adnum = a.attnum
   where a.attrelid = p_base and a.attnum > 0 and not a.attisdropped
   order by a.attnum
 $$;
@@ -127,7 +125,7 @@ begin
     pg_catalog.string_agg(pg_catalog.format('case when row(new.%1$I)::pg_catalog.record operator(pg_catalog.*<>) row(old.%1$I)::pg_catalog.record then %2$L end',
       c.name, pg_catalog.format('%1$I = $1.%1$I', c.name)), ', ') as changed,
     pg_catalog.string_agg(pg_catalog.format('when pg_catalog.has_column_privilege(%L, %L, ''UPDATE'') then %L', v_base, c.name,
-      pg_catalog.format('%1$I = $1.%1$I', c.name)), ' ') filter (where c.kind = 'plain' and not c.secret) as touch
+      pg_catalog.format('%1$I = $1.%1$I', c.name)), ' ' order by c.secret, c.num) filter (where c.kind = 'plain') as touch
     into v
     from (select n.*, n.name = any (p.secret_columns) as secret, pg_catalog.cardinality(p.secret_columns) as secrets
       from meshaudit_private.columns_of(p.base) n) c;
@@ -163,7 +161,7 @@ end
 $body$,
     case when exists (select from pg_catalog.pg_trigger t where t.tgrelid = p.base and pg_catalog.array_length(t.tgattr::pg_catalog.int2[], 1) > 0)
       then 'false' else 'true' end,
-    v_base, coalesce(v.same_special, ''), v.same_secrets, v.plain, meshaudit_private.unchanged(p, 'old'), v_shown || v_into,
+    v_base, coalesce(v.same_special, ''), v.same_secrets, coalesce(v.plain, v.everything), meshaudit_private.unchanged(p, 'old'), v_shown || v_into,
     v.everything, v.changed, v.touch, pg_catalog.format('update %s b set ', v_base),
     ' where ' || meshaudit_private.unchanged(p, '$2') || v_shown, v_into, meshaudit_private.not_found_body(p));
 end
@@ -194,7 +192,7 @@ as $$
     ('delete', meshaudit_private.delete_body(p))) v (verb, body)
 $$;
 
-comment on function meshaudit_private.columns_of(oid) is 'A table''s columns: plain, identity or generated, their type and default.';
+comment on function meshaudit_private.columns_of(oid) is 'A table''s columns: plain, identity or generated, and their type.';
 comment on function meshaudit_private.is_rewritten(oid, int) is 'Whether a row as stored can differ from what was given; p_event 4 insert, 16 update.';
 comment on function meshaudit_private.insert_body(meshaudit_private.protections) is 'Body of the INSTEAD OF INSERT trigger.';
 comment on function meshaudit_private.unchanged(meshaudit_private.protections, text) is 'The condition that a row is still as the statement saw it.';

@@ -62,14 +62,16 @@ $$;
 create function meshaudit_private.restore_statements(p_saved jsonb, p_relation oid, p_name text) returns setof text
 language sql stable set search_path = ''
 as $$
-  select pg_catalog.format('revoke all on %s from %s cascade', p_name, x.grantee) from (
+  select s from (
+  select 0::pg_catalog.int8 as k, pg_catalog.format('revoke all on %s from %s cascade', p_name, x.grantee) as s from (
     select distinct case e.grantee when 0 then 'public' else pg_catalog.quote_ident(pg_catalog.pg_get_userbyid(e.grantee)) end as grantee
     from pg_catalog.pg_class c, lateral (
       select a.grantee from pg_catalog.aclexplode(c.relacl) a
       union select a.grantee from pg_catalog.pg_attribute t, pg_catalog.aclexplode(t.attacl) a where t.attrelid = c.oid) e
     where c.oid = p_relation) x
   union all
-  select * from meshaudit_private.grant_statements(p_saved -> 'grants', p_name)
+  select g.k, g.s from meshaudit_private.grant_statements(p_saved -> 'grants', p_name) with ordinality g (s, k)
+  ) y order by k
 $$;
 
 comment on function meshaudit_private.saved_relation(oid) is 'A relation''s name, schema and privileges.';

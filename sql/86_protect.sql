@@ -39,34 +39,45 @@ as $$
     join pg_catalog.pg_type t on t.oid = a.atttypid
   )
   select s from (
-    select 1 as n, pg_catalog.format('create view %s with (security_invoker = true) as select %s from %s b', v.name,
+    select 1 as n, 0::pg_catalog.int8 as k, pg_catalog.format('create view %s with (security_invoker = true) as select %s from %s b', v.name,
       (select pg_catalog.string_agg(case when c.name <> all (p.secret_columns) then pg_catalog.format('b.%I', c.name)
           else pg_catalog.format('meshaudit_private.%I(%s, b.ctid, current_user)%s%s as %I', 'reveal_' || p.protection_id || '_' || c.num,
             (select pg_catalog.string_agg(pg_catalog.format('b.%I', k), ', ' order by i) from unnest(p.key_columns) with ordinality u (k, i)),
             case when c.atttypmod <> -1 then '::' || c.type else '' end,
             case when c.attcollation <> c.typcollation then ' collate ' || c.attcollation::pg_catalog.regcollation else '' end, c.name) end,
         ', ' order by c.num) from c), v.base) as s from v
-    union all select 2, pg_catalog.format('alter view %s owner to %I', v.name, p_owner) from v
-    union all select 3, pg_catalog.format('alter view %s alter column %I set default %s', v.name, c.name, c.fallback) from v, c where c.fallback is not null
-    union all select 4, pg_catalog.format('comment on view %s is %L', v.name, pg_catalog.obj_description(p.base, 'pg_class')) from v
+    union all select 2, 0, pg_catalog.format('alter view %s owner to %I', v.name, p_owner) from v
+    -- as they are once the table, and the sequences it owns, have moved
+    union all select 3, 0, pg_catalog.format('do %L', pg_catalog.format($do$
+      declare c pg_catalog.record;
+      begin
+        for c in
+          select a.attname, pg_catalog.pg_get_expr(d.adbin, d.adrelid) as fallback
+          from pg_catalog.pg_attrdef d join pg_catalog.pg_attribute a on a.attrelid = d.adrelid and a.attnum = d.adnum
+          where d.adrelid = %L::pg_catalog.regclass and a.attgenerated = ''
+        loop
+          execute pg_catalog.format('alter view %%s alter column %%I set default %%s', %L::pg_catalog.text, c.attname, c.fallback);
+        end loop;
+      end $do$, v.base, v.name)) from v
+    union all select 4, 0, pg_catalog.format('comment on view %s is %L', v.name, pg_catalog.obj_description(p.base, 'pg_class')) from v
       where pg_catalog.obj_description(p.base, 'pg_class') is not null
-    union all select 5, pg_catalog.format('comment on column %s.%I is %L', v.name, c.name, c.remark) from v, c where c.remark is not null
+    union all select 5, 0, pg_catalog.format('comment on column %s.%I is %L', v.name, c.name, c.remark) from v, c where c.remark is not null
     -- default privileges may have given away what the table's never did
-    union all select 6, pg_catalog.format($do$do $x$
-      declare g text;
+    union all select 6, 0, pg_catalog.format('do %L', pg_catalog.format($do$
+      declare g pg_catalog.text;
       begin
         for g in select distinct case e.grantee when 0 then 'public' else pg_catalog.quote_ident(pg_catalog.pg_get_userbyid(e.grantee)) end
           from pg_catalog.pg_class c, pg_catalog.aclexplode(c.relacl) e where c.oid = %L::pg_catalog.regclass and e.grantee <> c.relowner
         loop
-          execute 'revoke all on ' || %L || ' from ' || g;
+          execute pg_catalog.format('revoke all on %%s from %%s', %L::pg_catalog.text, g);
         end loop;
-      end $x$ $do$, v.name, v.name) from v
-    union all select 7, g from v, meshaudit_private.grant_statements((
+      end $do$, v.name, v.name)) from v
+    union all select 7, g.k, g.s from v, meshaudit_private.grant_statements((
       select pg_catalog.jsonb_agg(e) from pg_catalog.jsonb_array_elements(p.saved -> 0 -> 'grants') e
-      where e ->> 'privilege' in ('SELECT', 'INSERT', 'UPDATE', 'DELETE') and not (e ->> 'owner')::pg_catalog.bool), v.name) g
-    union all select 8, pg_catalog.format('create trigger meshaudit_%1$s instead of %1$s on %2$s for each row execute function meshaudit_private.%3$I()',
+      where e ->> 'privilege' in ('SELECT', 'INSERT', 'UPDATE', 'DELETE') and not (e ->> 'owner')::pg_catalog.bool), v.name) with ordinality g (s, k)
+    union all select 8, 0, pg_catalog.format('create trigger meshaudit_%1$s instead of %1$s on %2$s for each row execute function meshaudit_private.%3$I()',
       verb, v.name, verb || '_' || p.protection_id) from v, unnest(array['insert', 'update', 'delete']) verb
-  ) x order by n
+  ) x order by n, k
 $$;
 
 create function meshaudit_private.base_statements(p meshaudit_private.protections) returns setof text
@@ -81,15 +92,15 @@ as $$
       ('update', ' referencing old table as old_rows new table as new_rows'), ('delete', ' referencing old table as old_rows'), ('truncate', '')) v (verb, refs)
   )
   select s from (
-    select r.i, 1 as n, pg_catalog.format('alter table %s set schema meshaudit_protected', r.old_name) as s from r
-    union all select r.i, 2, w from r, meshaudit_private.withhold_statements(r.s, r.name,
-      (select pg_catalog.array_agg(c.name) from meshaudit_private.columns_of(p.base) c), p.secret_columns) w
-    union all select r.i, 3, pg_catalog.format('create trigger meshaudit_%1$s after %1$s on %2$s%3$s for each statement execute function meshaudit_private.%4$I()',
+    select r.i, 1 as n, 0::pg_catalog.int8 as k, pg_catalog.format('alter table %s set schema meshaudit_protected', r.old_name) as s from r
+    union all select r.i, 2, w.k, w.s from r, meshaudit_private.withhold_statements(r.s, r.name,
+      (select pg_catalog.array_agg(c.name) from meshaudit_private.columns_of(p.base) c), p.secret_columns) with ordinality w (s, k)
+    union all select r.i, 3, 0, pg_catalog.format('create trigger meshaudit_%1$s after %1$s on %2$s%3$s for each statement execute function meshaudit_private.%4$I()',
       t.verb, r.name, t.refs, 'writes_' || p.protection_id) from r, t
-    union all select r.i, 4, pg_catalog.format('alter table %s enable always trigger meshaudit_%s', r.name, t.verb) from r, t
-    union all select r.i, 5, pg_catalog.format('grant select on %s to meshaudit_owner', r.name) from r where r.i = 1
-    union all select r.i, 6, pg_catalog.format('create policy meshaudit_reveal on %s for select to meshaudit_owner using (true)', r.name) from r where r.i = 1
-  ) x order by i, n
+    union all select r.i, 4, 0, pg_catalog.format('alter table %s enable always trigger meshaudit_%s', r.name, t.verb) from r, t
+    union all select r.i, 5, 0, pg_catalog.format('grant select on %s to meshaudit_owner', r.name) from r where r.i = 1
+    union all select r.i, 6, 0, pg_catalog.format('create policy meshaudit_reveal on %s for select to meshaudit_owner using (true)', r.name) from r where r.i = 1
+  ) x order by i, n, k
 $$;
 
 -- Checks, and says what protection it would be. protection_id 0: nothing is noted yet.
@@ -192,12 +203,14 @@ declare
   p meshaudit_private.protections;
 begin
   update meshaudit_private.protections t
-    set view = pg_catalog.to_regclass(pg_catalog.format('%I.%I', t.schema_name, t.table_name))
+    set view = (  -- not by to_regclass(): the schema may be closed to us
+      select c.oid from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
+      where n.nspname = t.schema_name and c.relname = t.table_name and c.relkind = 'v')
     where t.base = p_target and t.view is null returning * into p;
   perform meshaudit_private.take_back_usage(meshaudit_private.owner_of(p_target));
   insert into meshaudit_private.ledger (secret_id, access_type, operation, outcome, secret_table, scope, db_role)
-    values (pg_catalog."left"(p.view::pg_catalog.text, 512), 'write', 'create', 'granted', 'meshaudit.protections', '*', p_role);
-  return pg_catalog.format('protected %s (%s), mode %s', p.view, pg_catalog.array_to_string(p.secret_columns, ', '), p.mode);
+    values (pg_catalog."left"(pg_catalog.format('%I.%I', p.schema_name, p.table_name), 512), 'write', 'create', 'granted', 'meshaudit.protections', '*', p_role);
+  return pg_catalog.format('protected %I.%I (%s), mode %s', p.schema_name, p.table_name, pg_catalog.array_to_string(p.secret_columns, ', '), p.mode);
 end
 $$;
 revoke all on function meshaudit_private.finish_protect(regclass, name) from public;

@@ -30,17 +30,17 @@ begin
   execute pg_catalog.format('grant create on schema meshaudit_protected to %I', owner);
   statements := array(
     select s from (
-      select 0::pg_catalog.int8 as i, 1 as n, pg_catalog.format('drop view %I.%I', p.schema_name, p.table_name) as s where p.view is not null
-      union all select 0, 2, pg_catalog.format('drop policy if exists meshaudit_reveal on meshaudit_protected.%I', p.table_name)
-      union all select u.i, 3, pg_catalog.format('drop trigger if exists meshaudit_%s on meshaudit_protected.%I', verb, u.s ->> 'name')
+      select 0::pg_catalog.int8 as i, 1 as n, 0::pg_catalog.int8 as k, pg_catalog.format('drop view %I.%I', p.schema_name, p.table_name) as s where p.view is not null
+      union all select 0, 2, 0, pg_catalog.format('drop policy if exists meshaudit_reveal on meshaudit_protected.%I', p.table_name)
+      union all select u.i, 3, 0, pg_catalog.format('drop trigger if exists meshaudit_%s on meshaudit_protected.%I', verb, u.s ->> 'name')
         from pg_catalog.jsonb_array_elements(p.saved) with ordinality u (s, i), unnest(array['insert', 'update', 'delete', 'truncate']) verb
-      union all select u.i, 4, r
+      union all select u.i, 4, r.k, r.s
         from pg_catalog.jsonb_array_elements(p.saved) with ordinality u (s, i),
           meshaudit_private.restore_statements(u.s, pg_catalog.to_regclass(pg_catalog.format('meshaudit_protected.%I', u.s ->> 'name')),
-            pg_catalog.format('meshaudit_protected.%I', u.s ->> 'name')) r
-      union all select u.i, 5, pg_catalog.format('alter table meshaudit_protected.%I set schema %I', u.s ->> 'name', u.s ->> 'schema')
+            pg_catalog.format('meshaudit_protected.%I', u.s ->> 'name')) with ordinality r (s, k)
+      union all select u.i, 5, 0, pg_catalog.format('alter table meshaudit_protected.%I set schema %I', u.s ->> 'name', u.s ->> 'schema')
         from pg_catalog.jsonb_array_elements(p.saved) with ordinality u (s, i)
-    ) x order by i, n);
+    ) x order by i, n, k);
   return next;
 end
 $$;

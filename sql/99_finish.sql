@@ -7,7 +7,9 @@ begin
   if v_installer <> 'meshaudit_owner' and not (select r.rolsuper from pg_catalog.pg_roles r where r.rolname = v_installer) then
     execute format('grant usage on schema meshaudit to %I', v_installer);
     execute format('grant execute on function meshaudit.grant_auditor(text, text), meshaudit.revoke_auditor(text, text),
-      meshaudit.set_setting(text, text) to %I', v_installer);
+      meshaudit.set_setting(text, text), meshaudit.publish_feed(),
+      meshaudit.add_webhook(text, text), meshaudit.remove_webhook(int),
+      meshaudit.set_alert_rule(text, boolean, bigint, interval, interval, text, text, time, time, int[]) to %I', v_installer);
   end if;
 end
 $$;

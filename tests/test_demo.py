@@ -61,7 +61,7 @@ def test_the_whole_story(scratch: Path) -> None:
     assert len(named) == 1
     lane, seq, number = re.findall(r"\d+", named[0])
     assert f"✘ entry {number} (lane {lane}, seq {seq}) is not what was recorded: edited." in out
-    assert out.splitlines()[-1] == "   ✔ the other 6 of 7 entries are."
+    assert out.splitlines()[-1] == "   ✔ the other 12 of 13 entries are."
     for refusal in ("ERROR 42501: ", "ERROR MA003: the audit log is append-only: update is refused"):
         assert refusal in out
     # The log that was searched never shows a value.

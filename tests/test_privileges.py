@@ -18,6 +18,9 @@ FUNCTIONS = {
     "read_secret_by_key": {CLIENT},
     "read_secrets": {CLIENT},
     "delete_secret": {CLIENT},
+    "protect": {CLIENT, OPERATOR},
+    "unprotect": {CLIENT, OPERATOR},
+    "protection_plan": {CLIENT, OPERATOR},
     "search_audit_logs": {AUDITOR},
     "partitions": {AUDITOR, OPERATOR},
     "retirements": {AUDITOR, OPERATOR},
@@ -32,26 +35,47 @@ FUNCTIONS = {
     "checkpoint": {AUDITOR, OPERATOR},
     "status": {AUDITOR, OPERATOR},
     "get_setting": {AUDITOR, OPERATOR},
+    "is_gateway": {AUDITOR, OPERATOR},
+    "metrics": {AUDITOR, OPERATOR},
     "schema_version": {CLIENT, AUDITOR, OPERATOR},
     "maintain": {OPERATOR},
     "arm_journal": {OPERATOR},
     "disarm_journal": {OPERATOR},
     "seal": {OPERATOR},
+    "feed": {OPERATOR},
+    "feed_range": {AUDITOR},
+    "publish_feed": {ADMIN},
+    "acknowledge_alert": {AUDITOR},
+    "test_alert": {OPERATOR},
+    "set_alert_rule": {ADMIN},
+    "add_webhook": {ADMIN},
+    "remove_webhook": {ADMIN},
+    "webhooks": {OPERATOR},
+    "take_deliveries": {OPERATOR},
+    "end_delivery": {OPERATOR},
     "set_setting": {ADMIN},
     "grant_auditor": {ADMIN},
     "revoke_auditor": {ADMIN},
 }
-RELATIONS = {"audit_logs": {AUDITOR}}
+RELATIONS = {"audit_logs": {AUDITOR}, "audit_feed": {AUDITOR}, "alerts": {AUDITOR}, "alert_rules": {AUDITOR}}
 
 OF_THE_SEALER = (
     *("seal", "begin_seal", "seal_messages", "slot_works", "slot_goes_on", "schedule_sealing"),
+    *("feed", "feed_after_seal"),
     *("arm", "slot_to_make", "note_armed", "disarm", "begin_disarm", "note_disarmed"),
+)
+OF_PROTECT = (
+    *("protection_plan", "run_statements", "begin_protect", "finish_protect"),
+    *("begin_unprotect", "finish_unprotect"),
 )
 
 # Schema meshaudit_private: its owner's, but for what a query on the view is checked against. Naming any of
 # it takes USAGE on the schema, which nobody has.
 PRIVATE_FUNCTIONS = {
-    "visible_scopes": {AUDITOR},
+    **{key: {AUDITOR} for key in ("visible_scopes", "reading", "begin_search", "search", "note_search")},
+    "feed_scopes": {AUDITOR},
+    "acknowledge_alert": {AUDITOR},
+    "feed_range": {AUDITOR},
     # what the public ones, which run as their caller, pass its name on to
     "write_secret": {CLIENT},
     "read_secret": {CLIENT},
@@ -65,10 +89,15 @@ PRIVATE_FUNCTIONS = {
     "retirements": {AUDITOR, OPERATOR},
     "place_hold": {AUDITOR},
     "lift_hold": {AUDITOR},
+    # the steps of protect() and unprotect()
+    **{key: {CLIENT, OPERATOR} for key in OF_PROTECT},
+    "metrics": {AUDITOR, OPERATOR},
     # what seal(), arm_journal() and disarm_journal(), which touch the slot as their caller, are made of
     **{key: {OPERATOR} for key in OF_THE_SEALER},
 }
-PRIVATE_RELATIONS = {"ledger": {AUDITOR}}
+PRIVATE_RELATIONS = {
+    name: {AUDITOR} for name in ("ledger", "alerts", "alert_repeats", "alert_acknowledgements", "alert_rules")
+}
 
 EVERYTHING = """
 with objects (kind, schema, name, oid, verb) as (

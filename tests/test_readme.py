@@ -46,7 +46,7 @@ def test_the_session_is_the_demos() -> None:
 
 def test_sql_runs_as_shown(db: Db) -> None:
     blocks = _blocks("sql")
-    assert len(blocks) == 5
+    assert len(blocks) == 6
     names = {"billing": db.role("billing", "meshaudit_client"), "alice": db.role("alice")}
     text = "".join(blocks)
     created = "create role billing login in role meshaudit_client;\n"
@@ -57,15 +57,17 @@ def test_sql_runs_as_shown(db: Db) -> None:
     for statement in filter(str.strip, text.split(";")):
         who = names["billing"] if "_secret" in statement.split("(")[0] else None
         with db.connect(who) as conn:
-            answers.append(conn.execute(statement.encode()).fetchall())
-    _, read, _, searched, verified, checkpoint, armed = answers
+            cursor = conn.execute(statement.encode())
+            answers += [cursor.fetchall()] if cursor.description else []
+    _, read, _, _, revealed, _, searched, verified, checkpoint, armed = answers
     assert read == [(b"\xc0\xff\xee",)]
-    assert [row[3] for row in searched] == ["read"]
+    assert revealed == [(b"\xc0\xff\xee",)]
+    assert [row[3] for row in searched] == ["read", "read"]
     assert verified == []
-    assert checkpoint[0][0]["entries"] == 3
+    assert checkpoint[0][0]["entries"] == 7  # the search is one
     assert armed == [("armed",)]
     with db.connect(names["alice"]) as conn:
-        assert conn.execute("select count(*) from meshaudit.audit_logs").fetchone() == (4,)
+        assert conn.execute("select count(*) from meshaudit.audit_logs").fetchone() == (8,)
     with db.connect() as conn:
         conn.execute("select meshaudit.disarm_journal()")
 
@@ -149,13 +151,33 @@ def test_limit_a_rollback_leaves_no_trace(db: Db, service: psycopg.Connection[An
     assert "a rolled-back access leaves no trace" in ok("status", dsn=db.dsn())
 
 
-def test_limit_refusals_and_searches_leave_no_entry(db: Db, service: psycopg.Connection[Any]) -> None:
+def test_limit_refusals_leave_no_entry(db: Db, service: psycopg.Connection[Any]) -> None:
     before = _entries(db)
     with pytest.raises(psycopg.Error, match="no such secret"):
         service.execute("select meshaudit.read_secret_by_key('missing')")
     with pytest.raises(pg.InsufficientPrivilege):
         service.execute("select * from meshaudit.audit_logs")
-    ok("logs", dsn=db.dsn())
+    assert _entries(db) == before
+
+
+def test_who_reads_the_log_leaves_an_entry(db: Db, service: psycopg.Connection[Any]) -> None:
+    before = _entries(db)
+    auditor = db.role("auditor")
+    db.su.execute("select meshaudit.grant_auditor(%s)", [auditor])
+    ok("logs", dsn=db.dsn(auditor))
+    assert _entries(db)[len(before) + 1 :] == [(auditor, "read")]
+
+
+def test_limit_without_a_journal_read_only_reads_the_log_unseen(
+    db: Db, service: psycopg.Connection[Any]
+) -> None:
+    auditor = db.role("auditor")
+    db.su.execute("select meshaudit.grant_auditor(%s)", [auditor])
+    before = _entries(db)
+    conn = db.connect(auditor)
+    conn.execute("set default_transaction_read_only = on")
+    assert conn.execute("select count(*) > 0 from meshaudit.audit_logs").fetchone() == (True,)
+    db.su.execute("select * from meshaudit.audit_logs")
     assert _entries(db) == before
 
 

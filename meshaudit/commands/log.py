@@ -1,6 +1,8 @@
 """logs: search the audit log."""
 
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -8,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from meshaudit import db, extra, filters, output, queries
+from meshaudit import db, extra, filters, follow, output, queries
 from meshaudit.commands.options import Dsn, Json, dsn, names_database, wants_json
 from meshaudit.errors import BadArgument
 from meshaudit.version import require_current
@@ -35,15 +37,24 @@ def logs(
     archive: Annotated[
         Path | None, typer.Option("--archive", help="In these archives; with --dsn, in both.")
     ] = None,
-    form: Annotated[str | None, _option("--format", "table (default), json or csv.", "FORMAT")] = None,
+    form: Annotated[str | None, _option("--format", "table (default), json, csv or ocsf.", "FORMAT")] = None,
+    follows: Annotated[bool, typer.Option("--follow", "-f", help="Print new entries as they come.")] = False,
     database: Dsn = None,
     as_json: Json = False,
 ) -> None:
     """Search the audit log, newest first. All filters are optional and combined.
 
-    Times are ISO 8601; without an offset they are UTC, as all printed times are.
+    Times are ISO 8601, or now, today, yesterday. Without an offset they are UTC, whatever this machine's
+    zone is, as all printed times are. Each page that is read is itself recorded.
+
+    With --follow: entries from now on, in the order in which they become visible, each once; JSON is then an
+    object a line. They come from meshaudit.audit_feed, which meshaudit seal --follow fills.
     """
-    writer = output.writer(form or ("json" if wants_json(context, as_json) else "table"), sys.stdout)
+    if follows and after is not None:
+        raise BadArgument("--follow and --after exclude each other", "following starts now")
+    writer = output.writer(
+        form or ("json" if wants_json(context, as_json) else "table"), sys.stdout, endless=follows
+    )
     if since is not None and from_time is not None:
         raise BadArgument("--since and --from exclude each other", "give one of them")
     ago = filters.span("--since", since) if since is not None else None
@@ -72,12 +83,18 @@ def logs(
             # Entries carry the server's time; this machine's may differ.
             start = queries.server_time(conn, ago)
         wanted = queries.Filters(from_time=start, to_time=end, **texts)
-        pages = partial(queries.search, conn, wanted)
-        if archive is not None:
-            pages = partial(_both, extra.load("meshaudit.archive_logs"), pages, archive, wanted)
-        if not _print(pages, after, limit or None, writer) and not queries.sees_everything(conn):
-            # An empty log and a log that is hidden would look the same.
-            output.note("you may see only the scopes that you were granted, and none of their entries fits")
+        if not follows:
+            pages = partial(queries.search, conn, wanted)
+            if archive is not None:
+                pages = partial(_both, extra.load("meshaudit.archive_logs"), pages, archive, wanted)
+            if not _print(pages, after, limit or None, writer) and not queries.sees_everything(conn):
+                # An empty log and a log that is hidden would look the same.
+                output.note(
+                    "you may see only the scopes that you were granted, and none of their entries fits"
+                )
+
+    if follows:
+        _follow(given, wanted, writer)
 
 
 def _both(
@@ -95,6 +112,18 @@ def _both(
         limit=limit,
     )
     return found
+
+
+def _follow(database: str, wanted: queries.Filters, writer: output.Writer) -> None:
+    stop = threading.Event()
+
+    def show(entries: list[queries.Entry]) -> None:
+        writer.page(entries)
+        sys.stdout.flush()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    follow.follow(lambda: db.connect(database), wanted, show, output.note, stop)
 
 
 def _print(

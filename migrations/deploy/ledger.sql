@@ -124,6 +124,9 @@ create table meshaudit_private.settings (
   partition_interval text not null default 'month' check (partition_interval in ('month', 'week', 'day')),
   partitions_ahead int not null default 3 check (partitions_ahead between 1 and 400),
   keep_in_database interval not null default '1 day' check (keep_in_database >= interval '1 day'),
+  reading_key bytea not null default sha256(uuid_send(gen_random_uuid()) || uuid_send(gen_random_uuid())),
+  feed_keep bigint not null default 100000 check (feed_keep between 1000 and 100000000),
+  realtime_roles text[] not null default array['supabase_admin', 'supabase_realtime_admin'],
   installed_at timestamptz not null default clock_timestamp(),
   maintained_at timestamptz,
   verified_at timestamptz,
@@ -137,10 +140,15 @@ comment on column meshaudit_private.settings.gateway_roles is
   'Logins whose request.jwt.claims and request.headers are believed (PostgREST''s login).';
 comment on column meshaudit_private.settings.api_roles is
   'Roles a gateway switches to for logged-in users; they may query the log once a JWT subject is made auditor.';
+comment on column meshaudit_private.settings.feed_keep is 'How many events the feed holds.';
+comment on column meshaudit_private.settings.realtime_roles is
+  'Logins that read the feed in the name of the subject in request.jwt.claims: Supabase''s Realtime. For entries their claims count for nothing.';
 comment on column meshaudit_private.settings.address_headers is
   'Request headers to take the client''s address from, best first; of a list, the last (nearest) address counts.';
 comment on column meshaudit_private.settings.keep_in_database is
   'How long a partition stays after its end before it may be retired.';
+
+comment on column meshaudit_private.settings.reading_key is 'Key of the tokens that searches show (49_readings.sql).';
 
 insert into meshaudit_private.settings default values;
 
@@ -193,6 +201,13 @@ create table meshaudit_private.ledger (
 create index ledger_time on meshaudit_private.ledger ("timestamp", id);
 create index ledger_secret on meshaudit_private.ledger (secret_id, "timestamp", id);
 create index ledger_identity on meshaudit_private.ledger (user_identity, "timestamp", id);
+-- an auditor of one scope asks for it in every query
+create index ledger_scope on meshaudit_private.ledger (scope, "timestamp", id);
+create index ledger_address on meshaudit_private.ledger (ip_address, "timestamp", id) where ip_address is not null;
+-- what is rare; a granted read, which is most of what happens, is in neither
+create index ledger_writes on meshaudit_private.ledger ("timestamp", id) where access_type = 'write';
+create index ledger_operation on meshaudit_private.ledger (operation, "timestamp", id) where operation <> 'read';
+create index ledger_outcome on meshaudit_private.ledger (outcome, "timestamp", id) where outcome <> 'granted';
 
 comment on table meshaudit_private.ledger is
   'Every access to a secret. Append-only, hash-chained; read it as meshaudit.audit_logs.';
@@ -321,13 +336,13 @@ create table meshaudit_private.journal_pending (
 );
 comment on table meshaudit_private.journal_pending is 'Records that wait for the end of their transaction.';
 
--- what has been sealed of late, against replays
+-- what has been sealed of late, against replays: a row for each run that made entries
 create table meshaudit_private.journal_seen (
-  access_id uuid primary key,
-  lsn pg_lsn not null
+  lsn pg_lsn primary key,
+  access_ids uuid[] not null
 );
-create index journal_seen_lsn on meshaudit_private.journal_seen (lsn);
 comment on table meshaudit_private.journal_seen is 'Accesses sealed of late: a record of one of them is a replay.';
+comment on column meshaudit_private.journal_seen.lsn is 'How far that run sealed; its records were all written before.';
 
 -- denials of a minute, for the bound on their number
 create table meshaudit_private.journal_denials (
@@ -435,6 +450,267 @@ alter table meshaudit_private.retirements enable row level security;
 alter table meshaudit_private.retired_runs enable row level security;
 alter table meshaudit_private.holds enable row level security;
 
+-- sql/15_feed.sql
+
+-- The feed: what has happened, as a stream of events that may be subscribed to. One table, unpartitioned, because logical
+-- replication and Supabase's Realtime know no others; bounded, because it is a copy and the ledger is the record.
+--
+-- Invariants
+--   * feed_id runs 1, 2, 3 … without a gap, in the order in which events become visible: one transaction at a time adds
+--     to it (it holds the row of feed_state until its commit), so that "feed_id > the last I saw" misses nothing;
+--   * each entry that is committed after the installation comes once; feed_lanes says up to where each lane has been;
+--   * only this schema's functions write here.
+
+create table meshaudit.audit_feed (
+  feed_id bigint primary key,
+  id bigint,
+  secret_id text,
+  access_type text,
+  "timestamp" timestamptz,
+  user_identity text,
+  ip_address inet,
+  operation text,
+  outcome text,
+  secret_table text,
+  scope text not null,
+  identity_source text,
+  claimed_identity text,
+  db_user text,
+  db_role text,
+  application_name text,
+  user_agent text,
+  request_id text,
+  access_id uuid,
+  lane int,
+  seq bigint,
+  hash bytea,
+  kind text not null,
+  alert jsonb
+);
+
+alter table meshaudit.audit_feed enable row level security;
+
+comment on table meshaudit.audit_feed is
+  'The newest entries of the audit log, and alerts, as events in the order in which they became visible. A copy, bounded by the setting feed_keep.';
+comment on column meshaudit.audit_feed.feed_id is 'Number of the event: 1, 2, 3 … in the order of visibility.';
+comment on column meshaudit.audit_feed.id is 'As in audit_logs, like all columns up to hash. Null in an alert, where it tells nothing.';
+comment on column meshaudit.audit_feed.kind is 'entry or alert.';
+comment on column meshaudit.audit_feed.alert is 'What an alert says; null in an entry.';
+
+create table meshaudit_private.feed_state (
+  singleton boolean primary key default true check (singleton),
+  last_id bigint not null default 0,
+  ran_at timestamptz,
+  failed_at timestamptz,
+  failure text
+);
+insert into meshaudit_private.feed_state default values;
+comment on table meshaudit_private.feed_state is 'The last feed_id, and how the last run went: one row, and the lock of whoever feeds.';
+
+create table meshaudit_private.feed_lanes (
+  lane int primary key,
+  seq bigint not null
+) with (fillfactor = 50, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 2000);
+comment on table meshaudit_private.feed_lanes is 'Up to which seq each lane is in the feed; a lane without a row is not in it yet.';
+
+alter table meshaudit_private.feed_state enable row level security;
+alter table meshaudit_private.feed_lanes enable row level security;
+
+-- sql/15_refuse.sql
+
+-- Refusing, so that a caller behind PostgREST gets the right HTTP status: it has one for the SQLSTATEs that it knows.
+--
+-- In one of its requests the error is its own SQLSTATE, PGRST: code, message and hint as JSON in the message, the status
+-- in the detail. Elsewhere it is ours.
+
+create function meshaudit_private.refuse(p_code text, p_message text, p_hint text) returns void
+language plpgsql volatile set search_path = ''
+as $$
+begin
+  if coalesce(pg_catalog.current_setting('request.method', true), '') = '' then
+    raise exception using errcode = p_code, message = p_message, hint = p_hint;
+  end if;
+  raise exception using errcode = 'PGRST',
+    message = pg_catalog.json_build_object(
+      'code', p_code, 'message', p_message, 'details', null, 'hint', p_hint)::pg_catalog.text,
+    detail = pg_catalog.json_build_object(
+      'status', (case p_code when 'MA002' then 503 when 'MA004' then 404 when 'MA005' then 400 else 403 end),
+      'headers', pg_catalog.json_build_object())::pg_catalog.text;
+end
+$$;
+
+comment on function meshaudit_private.refuse(text, text, text) is
+  'Raises an error of ours; in a request of PostgREST as HTTP 403 (MA001, MA003), 503 (MA002), 404 (MA004) or 400 (MA005).';
+
+-- sql/16_alerts.sql
+
+-- Alerts: rules, what they have to remember, what they have raised, and where to send it.
+--
+-- Invariants
+--   * alerts and their acknowledgements are only ever added; how often an alert came again in its window is kept beside it;
+--   * alert_id runs 1, 2, 3 … in the order of visibility: whoever raises holds the row of feed_state;
+--   * what rules remember is bounded: counts by time, what has been seen by time and by number, the outbox by number;
+--   * the secrets of webhooks are for who sends: no grant and no policy shows them.
+
+create table meshaudit_private.alert_rules (
+  rule text primary key,
+  enabled boolean not null,
+  severity text not null check (severity in ('info', 'warning', 'critical')),
+  threshold bigint check (threshold between 1 and 1000000000),
+  period interval not null check (period between '10 seconds' and '31 days'),
+  learns interval check (learns between '0' and '366 days'),
+  time_zone text,
+  opens time,
+  closes time,
+  days int[] check (days <@ array[1, 2, 3, 4, 5, 6, 7]),
+  enabled_at timestamptz not null default clock_timestamp(),
+  about text not null
+);
+comment on table meshaudit_private.alert_rules is 'Rules of alerts; change them with meshaudit.set_alert_rule().';
+comment on column meshaudit_private.alert_rules.period is 'The window of counting; and one alert a window, identity and scope.';
+comment on column meshaudit_private.alert_rules.learns is 'For so long after it is enabled, a rule about what is new only learns.';
+
+insert into meshaudit_private.alert_rules (rule, enabled, severity, threshold, period, learns, time_zone, opens, closes, days, about) values
+  ('reads', true, 'warning', 1000, '5 minutes', null, null, null, null, null, 'so many reads of an identity in a window'),
+  ('denials', true, 'warning', 10, '5 minutes', null, null, null, null, null, 'so many denials of an identity in a window'),
+  ('new_secret', false, 'info', null, '1 hour', '1 day', null, null, null, null, 'an identity''s first access to a secret'),
+  ('new_network', true, 'info', null, '1 hour', '1 day', null, null, null, null, 'an identity''s first access from a network (/24, /48)'),
+  ('hours', false, 'warning', null, '1 hour', null, 'UTC', '07:00', '19:00', '{1,2,3,4,5}', 'an access outside hours'),
+  ('rolled_back', true, 'warning', null, '1 hour', null, null, null, null, null, 'a read whose transaction was undone'),
+  ('gap', true, 'critical', null, '1 minute', null, null, null, null, null, 'the journal has lost records'),
+  ('verification', true, 'critical', null, '1 day', null, null, null, null, null, 'the last verify() found problems'),
+  ('lag', true, 'warning', 120, '1 hour', null, null, null, null, null, 'nobody sealed or fed for so many seconds'),
+  ('partitions', true, 'warning', 1, '1 day', null, null, null, null, null, 'fewer partitions ahead than that');
+
+create table meshaudit_private.alert_state (
+  singleton boolean primary key default true check (singleton),
+  evaluated_id bigint not null default 0,
+  last_alert_id bigint not null default 0,
+  checked_at timestamptz not null default '-infinity',
+  seen bigint not null default 0
+);
+insert into meshaudit_private.alert_state default values;
+comment on table meshaudit_private.alert_state is 'Up to which event the rules have looked, and counters: one row.';
+
+create table meshaudit_private.alert_counts (
+  rule text not null,
+  identity_source text not null,
+  user_identity text not null,
+  bucket timestamptz not null,
+  scope text not null,
+  count bigint not null,
+  primary key (rule, identity_source, user_identity, bucket)
+);
+create index alert_counts_bucket on meshaudit_private.alert_counts (bucket);
+comment on table meshaudit_private.alert_counts is 'Events by rule, identity and sixth of a window.';
+comment on column meshaudit_private.alert_counts.scope is 'The scope of all of them, or ''*''.';
+
+create table meshaudit_private.alert_seen (
+  rule text not null,
+  identity_source text not null,
+  user_identity text not null,
+  what bytea not null,
+  seen_at timestamptz not null,
+  primary key (rule, identity_source, user_identity, what)
+);
+create index alert_seen_at on meshaudit_private.alert_seen (seen_at);
+comment on table meshaudit_private.alert_seen is 'Which secrets (their digest) and networks an identity has used, of late.';
+
+create table meshaudit_private.alerts (
+  alert_id bigint primary key,
+  raised_at timestamptz not null default clock_timestamp(),
+  rule text not null,
+  severity text not null,
+  scope text not null,
+  user_identity text,
+  identity_source text,
+  message text not null,
+  happened_at timestamptz not null,
+  entry_id bigint,
+  secret_id text,
+  secret_table text,
+  ip_address inet,
+  dedupe text not null,
+  window_start timestamptz not null,
+  unique (rule, dedupe, window_start)
+);
+comment on table meshaudit_private.alerts is 'What rules have raised; read it as meshaudit.alerts.';
+
+create table meshaudit_private.alert_repeats (
+  alert_id bigint primary key references meshaudit_private.alerts,
+  count bigint not null,
+  last_at timestamptz not null
+);
+comment on table meshaudit_private.alert_repeats is 'How often an alert''s cause came in its window.';
+
+create table meshaudit_private.alert_acknowledgements (
+  acknowledgement_id bigint primary key generated always as identity,
+  alert_id bigint not null references meshaudit_private.alerts,
+  acknowledged_at timestamptz not null default clock_timestamp(),
+  acknowledged_by text not null,
+  identity_source text not null,
+  note text
+);
+create index alert_acknowledgements_alert on meshaudit_private.alert_acknowledgements (alert_id);
+comment on table meshaudit_private.alert_acknowledgements is 'Who has taken note of an alert.';
+
+create table meshaudit_private.webhooks (
+  webhook_id int primary key generated always as identity,
+  url text not null check (char_length(url) <= 2000),
+  secret text not null,
+  added_at timestamptz not null default clock_timestamp(),
+  added_by text not null
+);
+comment on table meshaudit_private.webhooks is 'Where alerts are sent, and the key that signs them.';
+
+create table meshaudit_private.alert_outbox (
+  delivery_id bigint primary key generated always as identity,
+  webhook_id int not null references meshaudit_private.webhooks on delete cascade,
+  alert_id bigint not null references meshaudit_private.alerts,
+  message_id text not null default 'msg_' || replace(gen_random_uuid()::text, '-', ''),
+  attempts int not null default 0,
+  next_at timestamptz default clock_timestamp(),
+  ended_at timestamptz,
+  error text
+);
+create index alert_outbox_next on meshaudit_private.alert_outbox (next_at) where next_at is not null;
+create index alert_outbox_webhook on meshaudit_private.alert_outbox (webhook_id);
+create index alert_outbox_alert on meshaudit_private.alert_outbox (alert_id);
+comment on table meshaudit_private.alert_outbox is 'Alerts to be sent; next_at is null once it was sent or given up (then there is an error).';
+
+alter table meshaudit_private.alert_rules enable row level security;
+alter table meshaudit_private.alert_state enable row level security;
+alter table meshaudit_private.alert_counts enable row level security;
+alter table meshaudit_private.alert_seen enable row level security;
+alter table meshaudit_private.alerts enable row level security;
+alter table meshaudit_private.alert_repeats enable row level security;
+alter table meshaudit_private.alert_acknowledgements enable row level security;
+alter table meshaudit_private.webhooks enable row level security;
+alter table meshaudit_private.alert_outbox enable row level security;
+
+-- sql/16_entry_counts.sql
+
+-- How many entries of each kind have passed through the feed: for metrics, which must not count a ledger of any size.
+
+create table meshaudit_private.entry_counts (
+  access_type text not null,
+  operation text not null,
+  outcome text not null,
+  entries bigint not null,
+  primary key (access_type, operation, outcome)
+) with (fillfactor = 50);
+
+comment on table meshaudit_private.entry_counts is 'Entries that the feed has got, by kind; kept by the feed''s trigger count_entries.';
+
+alter table meshaudit_private.entry_counts enable row level security;
+
+-- sql/17_entry_by_id.sql
+
+-- An entry by its number, as GET /api/audit-logs/{id} asks. Numbers grow as rows are added, so that a summary of each range of
+-- pages finds them, and costs an access next to nothing, where a B-tree would cost what each of the others does.
+
+create index ledger_by_id on meshaudit_private.ledger using brin (id) with (pages_per_range = 32);
+
 -- sql/20_entry_bytes.sql
 
 -- Canonical bytes, version 1: what is hashed. docs/canonical-bytes.md is the specification.
@@ -503,11 +779,31 @@ return case
       p_user_agent, p_request_id, p_access_id)
 end;
 
+create function meshaudit_private.entry_head(p_lane int, p_seq bigint) returns bytea
+language sql stable parallel safe
+return pg_catalog.substr(pg_catalog.record_send(row(1, p_lane, p_seq)), 5);
+
 create function meshaudit_private.entry_hash(p_prev_hash bytea, p_lane int, p_seq bigint, p_tail bytea) returns bytea
 language sql stable parallel safe
-return pg_catalog.sha256(
-  p_prev_hash || pg_catalog.substr(pg_catalog.record_send(row(1, p_lane, p_seq)), 5) || p_tail
-);
+return pg_catalog.sha256(p_prev_hash || meshaudit_private.entry_head(p_lane, p_seq) || p_tail);
+
+-- The hashes of entries that follow each other, p_prev_hash in front: links[i] is the prev_hash of the i-th, links[i + 1]
+-- its hash. p_bytes: each one's head and tail. A bare loop, since nothing else can be done in sets about a chain.
+create function meshaudit_private.links(p_prev_hash bytea, p_bytes bytea[]) returns bytea[]
+language plpgsql immutable parallel safe set search_path = ''
+as $$
+declare
+  v_links pg_catalog.bytea[] := array[p_prev_hash];
+  v_bytes pg_catalog.bytea;
+  v_hash pg_catalog.bytea := p_prev_hash;
+begin
+  foreach v_bytes in array p_bytes loop
+    v_hash := pg_catalog.sha256(v_hash || v_bytes);
+    v_links := pg_catalog.array_append(v_links, v_hash);
+  end loop;
+  return v_links;
+end
+$$;
 
 create function meshaudit_private.genesis_hash(p_ledger_id uuid, p_lane int) returns bytea
 language sql stable parallel safe
@@ -522,6 +818,9 @@ comment on function meshaudit_private.entry_tail_portable(
 comment on function meshaudit_private.entry_tail(
   bigint, text, text, timestamptz, text, inet, text, text, text, text, text, text, text, text, text, text, text, uuid
 ) is 'Canonical bytes of an entry, version 1, from id on.';
+comment on function meshaudit_private.entry_head(int, bigint) is 'Canonical bytes of an entry, version 1, before its id.';
+comment on function meshaudit_private.links(bytea, bytea[]) is
+  'The hashes of entries that follow each other, the one before them in front.';
 comment on function meshaudit_private.entry_hash(bytea, int, bigint, bytea) is
   'sha256(prev_hash, version 1, lane, seq, tail): an entry''s hash.';
 comment on function meshaudit_private.genesis_hash(uuid, int) is 'What a lane''s first entry holds as prev_hash.';
@@ -1260,11 +1559,12 @@ language plpgsql volatile set search_path = ''
 as $$
 begin
   if pg_catalog.pg_is_in_recovery() then
-    raise exception 'a standby cannot record accesses' using errcode = 'MA002',
-      hint = 'Read secrets on the primary; the standby takes no records.';
+    perform meshaudit_private.refuse('MA002', 'a standby cannot record accesses',
+      'Read secrets on the primary; the standby takes no records.');
   elsif p_armed and not meshaudit_private.slot_works(p_slot) then
-    raise exception 'the journal''s slot "%" is gone or has lost records', p_slot using errcode = 'MA002',
-      hint = 'Run select meshaudit.arm_journal(): it records the gap and makes a new slot.';
+    perform meshaudit_private.refuse('MA002',
+      pg_catalog.format('the journal''s slot "%s" is gone or has lost records', p_slot),
+      'Run select meshaudit.arm_journal(): it records the gap and makes a new slot.');
   end if;
 end
 $$;
@@ -1352,8 +1652,8 @@ create function meshaudit_private.refuse_unrecorded() returns void
 language plpgsql volatile set search_path = ''
 as $$
 begin
-  raise exception 'no store can record this access' using errcode = 'MA002',
-    hint = 'The transaction is READ ONLY (or the vault in journal mode) and the journal is not armed: run select meshaudit.arm_journal() and keep meshaudit seal --follow running, or use a READ WRITE transaction.';
+  perform meshaudit_private.refuse('MA002', 'no store can record this access',
+    'The transaction is READ ONLY (or the vault in journal mode) and the journal is not armed: run select meshaudit.arm_journal() and keep meshaudit seal --follow running, or use a READ WRITE transaction.');
 end
 $$;
 comment on function meshaudit_private.refuse_unrecorded() is 'Raises MA002.';
@@ -1366,7 +1666,7 @@ begin
   perform meshaudit_private.journal_access(
     p_operation, 'denied', pg_catalog."left"(p_secret_id, 512), 'meshaudit.secrets', pg_catalog."left"(p_scope, 255), p_role);
 exception
-  when sqlstate 'MA002' then
+  when sqlstate 'MA002' or sqlstate 'PGRST' then
     null;
 end
 $$;
@@ -1382,8 +1682,8 @@ begin
   select j.armed and meshaudit_private.journal_works(j.healthy_until, j.healthy_since, j.slot_name) into v_works
     from meshaudit_private.journal j;
   if not v_works then
-    raise exception 'no access without a journal that works' using errcode = 'MA002',
-      hint = 'Setting require_journal is on: run select meshaudit.arm_journal() and keep meshaudit seal --follow running.';
+    perform meshaudit_private.refuse('MA002', 'no access without a journal that works',
+      'Setting require_journal is on: run select meshaudit.arm_journal() and keep meshaudit seal --follow running.');
   end if;
 end
 $$;
@@ -1469,7 +1769,7 @@ comment on function meshaudit_private.journal_accesses(text, text[], text, text[
 --
 -- The first entry goes the ordinary way: it takes the lane and says who calls. The others are chained to it here and
 -- inserted in one statement, because a row trigger costs more than all the rest of an entry. The cost of an entry does
--- not grow with their number.
+-- not grow with their number. (unnest() gives its rows in order, and nothing here reorders them.)
 
 create function meshaudit_private.record_accesses(
   p_operation text, p_outcome text, p_secret_ids text[], p_secret_table text, p_scopes text[], p_role name
@@ -1482,9 +1782,8 @@ declare
   v_ids pg_catalog.int8[];
   v_times pg_catalog.timestamptz[];
   v_access_ids pg_catalog.uuid[];
-  v_prev_hashes pg_catalog.bytea[];
-  v_hashes pg_catalog.bytea[];
-  v_hash pg_catalog.bytea;
+  v_bytes pg_catalog.bytea[];
+  v_links pg_catalog.bytea[];
   j meshaudit_private.journal;
 begin
   if v_count = 0 then
@@ -1498,18 +1797,17 @@ begin
     return;
   end if;
 
-  v_hash := e.hash;
-  for i in 2 .. v_count loop
-    v_ids[i] := pg_catalog.nextval('meshaudit_private.ledger_id');
-    v_times[i] := pg_catalog.clock_timestamp();
-    v_access_ids[i] := pg_catalog.gen_random_uuid();
-    v_prev_hashes[i] := v_hash;
-    v_hash := meshaudit_private.entry_hash(v_hash, e.lane, e.seq + i - 1, meshaudit_private.entry_tail(
-      v_ids[i], p_secret_ids[i], e.access_type, v_times[i], e.user_identity, e.ip_address, e.operation, e.outcome,
-      e.secret_table, p_scopes[i], e.identity_source, e.claimed_identity, e.db_user, e.db_role, e.application_name,
-      e.user_agent, e.request_id, v_access_ids[i]));
-    v_hashes[i] := v_hash;
-  end loop;
+  select pg_catalog.array_agg(b.id), pg_catalog.array_agg(b.at), pg_catalog.array_agg(b.access_id),
+      pg_catalog.array_agg(meshaudit_private.entry_head(e.lane, e.seq + b.i) || meshaudit_private.entry_tail(
+        b.id, b.secret_id, e.access_type, b.at, e.user_identity, e.ip_address, e.operation, e.outcome,
+        e.secret_table, b.scope, e.identity_source, e.claimed_identity, e.db_user, e.db_role, e.application_name,
+        e.user_agent, e.request_id, b.access_id))
+    into v_ids, v_times, v_access_ids, v_bytes
+    from (
+      select u.secret_id, u.scope, u.i, pg_catalog.nextval('meshaudit_private.ledger_id') as id,
+        pg_catalog.clock_timestamp() as at, pg_catalog.gen_random_uuid() as access_id
+      from unnest(p_secret_ids[2:], p_scopes[2:]) with ordinality u (secret_id, scope, i) offset 0) b;
+  v_links := meshaudit_private.links(e.hash, v_bytes);
 
   insert into meshaudit_private.ledger (
       id, secret_id, access_type, "timestamp", user_identity, ip_address, operation, outcome, secret_table, scope,
@@ -1518,20 +1816,20 @@ begin
     select b.id, b.secret_id, e.access_type, b.at, e.user_identity, e.ip_address, e.operation, e.outcome,
       e.secret_table, b.scope, e.identity_source, e.claimed_identity, e.db_user, e.db_role, e.application_name,
       e.user_agent, e.request_id, b.access_id, e.lane, e.seq + b.i, b.prev_hash, b.hash
-    from unnest(v_ids, p_secret_ids[2:], v_times, p_scopes[2:], v_access_ids, v_prev_hashes, v_hashes)
+    from unnest(v_ids, p_secret_ids[2:], v_times, p_scopes[2:], v_access_ids, v_links[:v_count - 1], v_links[2:])
       with ordinality b (id, secret_id, at, scope, access_id, prev_hash, hash, i);
   if meshaudit_private.journal_used() then
     select * into j from meshaudit_private.journal;
   end if;
   if j.armed then
     e.seq := e.seq + 1;
-    perform meshaudit_private.emit_batch(j, e, pg_catalog.pg_current_xact_id(), p_secret_ids[2:], p_scopes[2:], v_times[2:],
-      v_access_ids[2:]);
+    perform meshaudit_private.emit_batch(j, e, pg_catalog.pg_current_xact_id(), p_secret_ids[2:], p_scopes[2:], v_times,
+      v_access_ids);
     e.seq := e.seq - 1;
   end if;
   -- ours since the first entry
   update meshaudit_private.lane_heads
-    set seq = e.seq + v_count - 1, prev_hash = v_prev_hashes[v_count], hash = v_hash
+    set seq = e.seq + v_count - 1, prev_hash = v_links[v_count - 1], hash = v_links[v_count]
     where lane = e.lane;
 end
 $$;
@@ -1553,8 +1851,8 @@ language plpgsql volatile set search_path = ''
 as $$
 begin
   perform meshaudit_private.journal_denial(p_operation, p_what, p_scope, p_role);
-  raise exception 'no such secret: %', pg_catalog."left"(p_what, 100)
-    using errcode = 'MA004', hint = 'It was never written, or it has been deleted; ids and keys are exact.';
+  perform meshaudit_private.refuse('MA004', 'no such secret: ' || coalesce(pg_catalog."left"(p_what, 100), '<NULL>'),
+    'It was never written, or it has been deleted; ids and keys are exact.');
 end
 $$;
 
@@ -1563,11 +1861,10 @@ language plpgsql volatile set search_path = ''
 as $$
 begin
   if p_key is null or pg_catalog.char_length(p_key) not between 1 and 512 then
-    raise exception 'key must be 1 to 512 characters' using errcode = 'MA005',
-      hint = pg_catalog.format('Got %s.', coalesce(pg_catalog.char_length(p_key) || ' characters', 'NULL'));
+    perform meshaudit_private.refuse('MA005', 'key must be 1 to 512 characters',
+      pg_catalog.format('Got %s.', coalesce(pg_catalog.char_length(p_key) || ' characters', 'NULL')));
   elsif p_scope is null or pg_catalog.char_length(p_scope) > 255 then
-    raise exception 'scope must be at most 255 characters, and not null' using errcode = 'MA005',
-      hint = 'The empty scope is ''''.';
+    perform meshaudit_private.refuse('MA005', 'scope must be at most 255 characters, and not null', 'The empty scope is ''''.');
   end if;
 end
 $$;
@@ -1587,8 +1884,8 @@ declare
 begin
   perform meshaudit_private.check_name(p_key, p_scope);
   if p_value is null or pg_catalog.octet_length(p_value) > 1048576 then
-    raise exception 'value must be at most 1 MiB, and not null' using errcode = 'MA005',
-      hint = pg_catalog.format('Got %s.', coalesce(pg_catalog.octet_length(p_value) || ' bytes', 'NULL'));
+    perform meshaudit_private.refuse('MA005', 'value must be at most 1 MiB, and not null',
+      pg_catalog.format('Got %s.', coalesce(pg_catalog.octet_length(p_value) || ' bytes', 'NULL')));
   end if;
   insert into meshaudit_private.secrets as s (scope, key, name_digest, value)
     values (p_scope, p_key, meshaudit_private.name_digest(p_key, p_scope), p_value)
@@ -1702,7 +1999,7 @@ declare
   v_unknown pg_catalog.uuid;
 begin
   if p_ids is null then
-    raise exception 'ids must not be null' using errcode = 'MA005', hint = 'Pass an array of secret ids; it may be empty.';
+    perform meshaudit_private.refuse('MA005', 'ids must not be null', 'Pass an array of secret ids; it may be empty.');
   end if;
   -- one snapshot decides what is recorded and what is revealed
   select pg_catalog.array_agg(s.id), pg_catalog.array_agg(s.scope), pg_catalog.array_agg(s.value)
@@ -1762,9 +2059,9 @@ language plpgsql volatile security definer set search_path = ''
 as $$
 begin
   if name not in ('gateway_roles', 'api_roles', 'address_headers', 'partition_interval', 'partitions_ahead',
-      'vault_mode', 'require_journal', 'journal_flush', 'keep_in_database') or name is null then
+      'vault_mode', 'require_journal', 'journal_flush', 'feed_keep', 'realtime_roles', 'keep_in_database') or name is null then
     raise exception 'no setting named "%"', pg_catalog."left"(name, 100) using errcode = 'MA005',
-      hint = 'Settings: gateway_roles, api_roles, address_headers (comma-separated lists), partition_interval (month, week or day), partitions_ahead (1 to 400), vault_mode (ledger or journal), require_journal, journal_flush (true or false), keep_in_database (an interval of a day or more).';
+      hint = 'Settings: gateway_roles, api_roles, address_headers (comma-separated lists), partition_interval (month, week or day), partitions_ahead (1 to 400), vault_mode (ledger or journal), require_journal, journal_flush (true or false), feed_keep (1000 to 100000000), realtime_roles (a list), keep_in_database (an interval of a day or more).';
   end if;
   begin
     case name
@@ -1778,6 +2075,10 @@ begin
         update meshaudit_private.settings set partition_interval = value where singleton;
       when 'partitions_ahead' then
         update meshaudit_private.settings set partitions_ahead = value::pg_catalog.int4 where singleton;
+      when 'feed_keep' then
+        update meshaudit_private.settings set feed_keep = value::pg_catalog.int8 where singleton;
+      when 'realtime_roles' then
+        update meshaudit_private.settings set realtime_roles = coalesce(meshaudit_private.list(value), '{}') where singleton;
       when 'vault_mode' then
         update meshaudit_private.journal set vault_mode = value where singleton;
       when 'require_journal' then
@@ -1789,7 +2090,7 @@ begin
     end case;
   exception when check_violation or not_null_violation or data_exception then
     raise exception 'bad value for setting "%"', name using errcode = 'MA005',
-      hint = 'Lists are comma-separated; partition_interval is month, week or day; partitions_ahead is 1 to 400; vault_mode is ledger or journal; require_journal and journal_flush are true or false; keep_in_database is a day or more.';
+      hint = 'Lists are comma-separated; partition_interval is month, week or day; partitions_ahead is 1 to 400; vault_mode is ledger or journal; require_journal and journal_flush are true or false; feed_keep is 1000 to 100000000; keep_in_database is a day or more.';
   end;
   insert into meshaudit_private.ledger (secret_id, access_type, operation, outcome, secret_table, scope)
     values (name, 'write', 'update', 'granted', 'meshaudit.settings', '*');
@@ -1811,7 +2112,8 @@ as $$
   from meshaudit_private.settings s, meshaudit_private.journal k,
     lateral (values ('gateway_roles', s.gateway_roles::pg_catalog.text), ('api_roles', s.api_roles::pg_catalog.text),
       ('address_headers', s.address_headers::pg_catalog.text), ('partition_interval', s.partition_interval),
-      ('partitions_ahead', s.partitions_ahead::pg_catalog.text), ('ledger_id', s.ledger_id::pg_catalog.text),
+      ('partitions_ahead', s.partitions_ahead::pg_catalog.text), ('feed_keep', s.feed_keep::pg_catalog.text),
+      ('realtime_roles', s.realtime_roles::pg_catalog.text), ('ledger_id', s.ledger_id::pg_catalog.text),
       ('vault_mode', k.vault_mode), ('require_journal', k.required::pg_catalog.text),
       ('journal_flush', k.flush::pg_catalog.text),
       ('keep_in_database', s.keep_in_database::pg_catalog.text)) j (n, v)
@@ -1822,7 +2124,7 @@ grant execute on function meshaudit.get_setting(text) to meshaudit_auditor, mesh
 
 comment on function meshaudit_private.list(text) is 'A comma-separated list as an array; null if it is empty.';
 comment on function meshaudit.set_setting(text, text) is
-  'Changes a setting: gateway_roles, api_roles, address_headers (comma-separated), partition_interval (month, week, day), partitions_ahead (1 to 400), vault_mode (ledger, journal), require_journal, journal_flush (true, false), keep_in_database (an interval of a day or more). Recorded as an update of meshaudit.settings. Raises MA005 on a bad name or value.';
+  'Changes a setting: gateway_roles, api_roles, address_headers (comma-separated), partition_interval (month, week, day), partitions_ahead (1 to 400), vault_mode (ledger, journal), require_journal, journal_flush (true, false), feed_keep (events), realtime_roles (logins), keep_in_database (an interval of a day or more). Recorded as an update of meshaudit.settings. Raises MA005 on a bad name or value.';
 comment on function meshaudit.get_setting(text) is 'A setting''s value as text (or ledger_id); null if there is none of that name.';
 
 -- sql/42_vault_api.sql
@@ -1874,6 +2176,141 @@ comment on function meshaudit.read_secrets(uuid[]) is
 comment on function meshaudit.delete_secret(uuid) is
   'Deletes a secret; false if there is none. Its entries stay in the log. Recorded as delete.';
 
+-- sql/49_readings.sql
+
+-- Who reads the log leaves a trace in it: one entry a search, which says for what and how many entries were seen, and one
+-- entry for each time that a query names the view, which says no more.
+--
+-- Invariants
+--   * a query of the view meets the policy's reading(), once, before it sees a row; meshaudit's own definer functions
+--     (verify, checkpoint, sealing) are the owner's, meet no policy, and record nothing here;
+--   * a search records itself when it knows the count. To reading() it shows a token that only these functions can make,
+--     and that no code of the caller's runs beside: it is there for the search's own query alone;
+--   * no secret is revealed here: where neither store takes the record (READ ONLY without a journal, a standby), the log
+--     is read all the same, unless setting require_journal is on.
+
+create function meshaudit_private.record_reading(p_what text, p_outcome text, p_role text) returns void
+language plpgsql volatile set search_path = ''
+as $$
+declare
+  v_recorded pg_catalog.bool := false;
+begin
+  if pg_catalog.current_setting('transaction_read_only') = 'off' then
+    insert into meshaudit_private.ledger (secret_id, operation, outcome, secret_table, scope, db_role)
+      values (pg_catalog."left"(p_what, 512), 'read', p_outcome, 'meshaudit.audit_logs', '*', p_role);
+    return;
+  end if;
+  if not meshaudit_private.journal_used() then
+    return;
+  end if;
+  begin
+    v_recorded := meshaudit_private.journal_access(
+      'read', p_outcome, pg_catalog."left"(p_what, 512), 'meshaudit.audit_logs', '*', p_role);
+  exception when sqlstate 'MA002' then
+    null;
+  end;
+  if not v_recorded and (select j.required from meshaudit_private.journal j) then
+    perform meshaudit_private.refuse_unrecorded();
+  end if;
+end
+$$;
+
+-- In the policy, as an InitPlan that gates the query. STABLE, so that the planner evaluates it once; what it calls is not.
+create function meshaudit_private.reading(p_role text) returns boolean
+language plpgsql stable security definer set search_path = ''
+as $$
+begin
+  if coalesce(pg_catalog.current_setting('meshaudit.search', true), '') <> ''
+     and meshaudit_private.is_search(pg_catalog.current_setting('meshaudit.search', true)) then
+    return true;
+  end if;
+  perform meshaudit_private.record_reading('a query', meshaudit_private.reading_outcome(p_role), p_role);
+  return true;
+end
+$$;
+revoke all on function meshaudit_private.reading(text) from public;
+grant execute on function meshaudit_private.reading(text) to meshaudit_auditor;
+
+create function meshaudit_private.bypasses(p_role text) returns boolean
+language sql stable set search_path = ''
+as $$
+  select exists (select from pg_catalog.pg_roles r where r.rolname = p_role and (r.rolsuper or r.rolbypassrls))
+$$;
+
+-- Who may see nothing is denied, though not by an error.
+create function meshaudit_private.reading_outcome(p_role text) returns text
+language plpgsql stable set search_path = ''
+as $$
+begin
+  return case when not meshaudit_private.bypasses(p_role) and meshaudit_private.visible_scopes(p_role) = '{}'
+    then 'denied' else 'granted' end;
+end
+$$;
+
+create function meshaudit_private.search_token(p_nonce text) returns text
+language sql stable set search_path = ''
+as $$
+  select p_nonce || pg_catalog.encode(pg_catalog.sha256(s.reading_key || pg_catalog.int4send(pg_catalog.pg_backend_pid())
+    || pg_catalog.convert_to(p_nonce, 'UTF8')), 'hex')
+  from meshaudit_private.settings s
+$$;
+
+-- Who can name the functions of this schema could make a token himself: his searches are recorded twice.
+create function meshaudit_private.is_search(p_token text) returns boolean
+language sql stable set search_path = ''
+as $$
+  select p_token = meshaudit_private.search_token(pg_catalog."left"(p_token, 36))
+    and not pg_catalog.has_schema_privilege(session_user, 'meshaudit_private', 'USAGE')
+    and not pg_catalog.pg_has_role(session_user, 'pg_read_all_data', 'MEMBER')
+$$;
+
+create type meshaudit_private.search_start as (token text, scopes text[], step interval);
+
+-- What a search needs to know; scopes is null where all are seen.
+create function meshaudit_private.begin_search(p_role text) returns meshaudit_private.search_start
+language plpgsql volatile security definer set search_path = ''
+as $$
+declare
+  v_start meshaudit_private.search_start;
+begin
+  v_start.token := meshaudit_private.search_token(pg_catalog.gen_random_uuid()::pg_catalog.text);
+  if not meshaudit_private.bypasses(p_role) then
+    v_start.scopes := meshaudit_private.visible_scopes(p_role);
+    if '*' = any (v_start.scopes) then
+      v_start.scopes := null;
+    end if;
+  end if;
+  v_start.step := (select ('1 ' || s.partition_interval)::pg_catalog.interval from meshaudit_private.settings s);
+  return v_start;
+end
+$$;
+revoke all on function meshaudit_private.begin_search(text) from public;
+grant execute on function meshaudit_private.begin_search(text) to meshaudit_auditor;
+
+create function meshaudit_private.note_search(p_what text, p_count bigint, p_role text) returns boolean
+language plpgsql volatile security definer set search_path = ''
+as $$
+begin
+  perform meshaudit_private.record_reading(
+    pg_catalog.format('search (%s): %s entries', pg_catalog."left"(p_what, 460), p_count),
+    meshaudit_private.reading_outcome(p_role), p_role);
+  return true;
+end
+$$;
+revoke all on function meshaudit_private.note_search(text, bigint, text) from public;
+grant execute on function meshaudit_private.note_search(text, bigint, text) to meshaudit_auditor;
+
+comment on type meshaudit_private.search_start is 'What a search needs to know of its caller and of the ledger.';
+comment on function meshaudit_private.record_reading(text, text, text) is
+  'Records that the log was read, in the ledger or the journal; where neither can, only if require_journal is on raises MA002.';
+comment on function meshaudit_private.reading(text) is 'Records a query of the view audit_logs, unless it is a search''s own.';
+comment on function meshaudit_private.bypasses(text) is 'Whether row security does not apply to a role.';
+comment on function meshaudit_private.reading_outcome(text) is 'granted, or denied for a role that sees no scope.';
+comment on function meshaudit_private.search_token(text) is 'What a search shows to reading(): a nonce, and a keyed hash of it for this session.';
+comment on function meshaudit_private.is_search(text) is 'Whether a token was made by begin_search() in this session.';
+comment on function meshaudit_private.begin_search(text) is 'A search''s token, and the scopes that its caller sees: null is all.';
+comment on function meshaudit_private.note_search(text, bigint, text) is 'Records a search, and how many entries it showed.';
+
 -- sql/50_auditor_functions.sql
 
 -- Granting and revoking the right to read the log; each is an entry itself.
@@ -1896,8 +2333,8 @@ declare
 begin
   if identity is null or pg_catalog.char_length(identity) not between 1 and 256
      or scope is null or pg_catalog.char_length(scope) > 255 then
-    raise exception 'identity must be 1 to 256 characters, scope at most 255, neither null' using errcode = 'MA005',
-      hint = 'identity is a database role or a JWT subject; scope ''*'' is all scopes.';
+    perform meshaudit_private.refuse('MA005', 'identity must be 1 to 256 characters, scope at most 255, neither null',
+      'identity is a database role or a JWT subject; scope ''*'' is all scopes.');
   end if;
   v_kind := meshaudit_private.identity_kind(identity);
   insert into meshaudit_private.auditors as a (identity, identity_source, scope, granted_by)
@@ -1937,7 +2374,7 @@ end
 $$;
 revoke all on function meshaudit.revoke_auditor(text, text) from public;
 
--- The scopes that the caller may see. Runs once a query, as an InitPlan of the policy.
+-- The scopes that the caller may see. Runs once a query, as an InitPlan of the policy, after reading() (49_readings.sql).
 create function meshaudit_private.visible_scopes(p_role text) returns text[]
 language plpgsql stable security definer set search_path = ''
 as $$
@@ -1961,8 +2398,9 @@ revoke all on function meshaudit_private.visible_scopes(text) from public;
 grant execute on function meshaudit_private.visible_scopes(text) to meshaudit_auditor;
 
 create policy auditors_read on meshaudit_private.ledger for select to meshaudit_auditor
-  using ('*' = any ((select meshaudit_private.visible_scopes(current_user))::text[])
-         or scope = any ((select meshaudit_private.visible_scopes(current_user))::text[]));
+  using ((select meshaudit_private.reading(current_user))
+         and ('*' = any ((select meshaudit_private.visible_scopes(current_user))::text[])
+              or scope = any ((select meshaudit_private.visible_scopes(current_user))::text[])));
 
 -- For what tells about the whole log: raises MA001 unless the caller may see all of it, or operates it.
 create function meshaudit_private.require_whole_log(p_role text) returns void
@@ -1971,8 +2409,8 @@ as $$
 begin
   if not pg_catalog.pg_has_role(p_role, 'meshaudit_operator', 'USAGE')
      and '*' <> all (meshaudit_private.visible_scopes(p_role)) then
-    raise exception 'this needs the whole log, and you may see only a part of it' using errcode = 'MA001',
-      hint = 'Ask for meshaudit.grant_auditor(…, ''*''), or for membership in meshaudit_operator.';
+    perform meshaudit_private.refuse('MA001', 'this needs the whole log, and you may see only a part of it',
+      'Ask for meshaudit.grant_auditor(…, ''*''), or for membership in meshaudit_operator.');
   end if;
 end
 $$;
@@ -2027,26 +2465,40 @@ comment on column meshaudit.audit_logs.hash is 'sha256 of prev_hash and the entr
 -- sql/52_search.sql
 
 -- Search, newest first, by keyset: page 100 costs what page 1 does.
+--
+-- Invariants
+--   * row security decides: the query is the caller's own, of the view. What begin_search() says of its scopes only lets
+--     the planner use the index on scope;
+--   * a page is looked for in spans of time, the newest first, each longer than the one before: planning all partitions
+--     would cost more than finding the page. In each, the query is planned for these very values;
+--   * all operators are leakproof but <<=, which is why a network is looked for as a range too.
 
 create function meshaudit.log_cursor("timestamp" timestamptz, id bigint) returns text
 language sql immutable set search_path = ''
 as $$
-  select pg_catalog.encode(pg_catalog.timestamptz_send("timestamp") operator(pg_catalog.||) pg_catalog.int8send(id), 'hex')
+  select pg_catalog.encode(c.place operator(pg_catalog.||) pg_catalog.substr(pg_catalog.sha256(c.place), 1, 4), 'hex')
+  from (select pg_catalog.timestamptz_send("timestamp") operator(pg_catalog.||) pg_catalog.int8send(id)) c (place)
 $$;
 revoke all on function meshaudit.log_cursor(timestamptz, bigint) from public;
 grant execute on function meshaudit.log_cursor(timestamptz, bigint) to meshaudit_auditor;
 
-create function meshaudit.search_audit_logs(
-  secret_id text default null, from_time timestamptz default null, to_time timestamptz default null,
-  user_identity text default null, access_type text default null, operation text default null,
-  outcome text default null, scope text default null, ip inet default null,
-  after text default null, page_size int default 100
+-- As the caller, who has no USAGE on this schema: it names nothing of it.
+create function meshaudit_private.search(
+  secret_id text, from_time timestamptz, to_time timestamptz, user_identity text, access_type text, operation text,
+  outcome text, scope text, ip inet, after text, page_size int, p_token text, p_scopes text[], p_step interval
 ) returns setof meshaudit.audit_logs
-language plpgsql stable security invoker set search_path = ''
+language plpgsql volatile security invoker set search_path = ''
 as $$
 declare
   v_time pg_catalog.timestamptz;
   v_id pg_catalog.int8;
+  v_micros pg_catalog.int8;
+  v_query pg_catalog.text;
+  v_left pg_catalog.int4 := page_size;
+  v_found pg_catalog.int4;
+  v_upper pg_catalog.timestamptz := coalesce(to_time, 'infinity');
+  v_lower pg_catalog.timestamptz;
+  v_span pg_catalog.interval := p_step;
 begin
   if page_size is null or page_size not between 1 and 1000 then
     raise exception 'page_size must be 1 to 1000' using errcode = 'MA005', hint = 'For more, pass the last row''s cursor as "after".';
@@ -2059,28 +2511,92 @@ begin
   elsif from_time >= to_time then
     raise exception 'from_time must be before to_time' using errcode = 'MA005', hint = 'The range is half-open: from_time <= timestamp < to_time.';
   elsif after is not null then
-    if after !~ '^[0-9a-f]{32}$' then
+    if after ~ '^[0-9a-f]{40}$' and pg_catalog.substr(after, 33) = pg_catalog.encode(
+        pg_catalog.substr(pg_catalog.sha256(pg_catalog.decode(pg_catalog.substr(after, 1, 32), 'hex')), 1, 4), 'hex') then
+      v_micros := ('x' || pg_catalog.substr(after, 1, 16))::pg_catalog."bit"(64)::pg_catalog.int8;
+      v_id := ('x' || pg_catalog.substr(after, 17, 16))::pg_catalog."bit"(64)::pg_catalog.int8;
+    end if;
+    -- more microseconds would not be exact, and no entry is that far
+    if v_micros is null or v_micros not between -9007199254740992 and 9007199254740992 then
       raise exception 'after is not a cursor' using errcode = 'MA005', hint = 'Take it from meshaudit.log_cursor(timestamp, id) of the last row seen.';
     end if;
-    v_time := '2000-01-01 00:00:00+00'::pg_catalog.timestamptz
-      + pg_catalog.make_interval(secs => 0) + (('x' || pg_catalog.substr(after, 1, 16))::pg_catalog."bit"(64)::pg_catalog.int8) * '1 microsecond'::pg_catalog.interval;
-    v_id := ('x' || pg_catalog.substr(after, 17, 16))::pg_catalog."bit"(64)::pg_catalog.int8;
+    v_time := '2000-01-01 00:00:00+00'::pg_catalog.timestamptz + v_micros * '1 microsecond'::pg_catalog.interval;
+    v_upper := least(v_upper, v_time + '1 microsecond'::pg_catalog.interval);
   end if;
-  return query execute 'select * from meshaudit.audit_logs l where true'
+  if from_time >= v_upper then
+    return;
+  end if;
+
+  v_query := 'select * from meshaudit.audit_logs l where l."timestamp" >= $2 and l."timestamp" < $3'
     || case when secret_id is not null then ' and l.secret_id = $1' else '' end
-    || case when from_time is not null then ' and l."timestamp" >= $2' else '' end
-    || case when to_time is not null then ' and l."timestamp" < $3' else '' end
     || case when user_identity is not null then ' and l.user_identity = $4' else '' end
     || case when access_type is not null then ' and l.access_type = $5' else '' end
     || case when operation is not null then ' and l.operation = $6' else '' end
     || case when outcome is not null then ' and l.outcome = $7' else '' end
-    || case when scope is not null then ' and l.scope = $8' else '' end
-    || case when ip is not null then ' and l.ip_address <<= $9' else '' end
-    || case when after is not null then ' and l."timestamp" <= $10 and (l."timestamp", l.id) < ($10, $11)' else '' end
-    || ' order by l."timestamp" desc, l.id desc limit $12'
-    using secret_id, from_time, to_time, user_identity, access_type, operation, outcome, scope, ip, v_time, v_id, page_size;
+    || case when scope is not null then ' and l.scope = $8'
+       when pg_catalog.cardinality(p_scopes) = 1 then ' and l.scope = ($13)[1]'
+       when p_scopes is not null then ' and l.scope = any ($13)' else '' end
+    || case when ip is null then ''
+       when pg_catalog.masklen(ip) = (case pg_catalog.family(ip) when 4 then 32 else 128 end) then ' and l.ip_address = $9'
+       else ' and l.ip_address <<= $9 and l.ip_address >= pg_catalog.network($9)::pg_catalog.inet
+         and l.ip_address <= pg_catalog.set_masklen(pg_catalog.broadcast($9), case pg_catalog.family($9) when 4 then 32 else 128 end)' end
+    || case when after is not null then ' and (l."timestamp", l.id) < ($10, $11)' else '' end
+    || ' order by l."timestamp" desc, l.id desc limit $12';
+  perform pg_catalog.set_config('meshaudit.search', p_token, true);
+  -- the first span ends where a partition begins
+  v_lower := pg_catalog.date_trunc(
+    case p_step when '1 day' then 'day' when '7 days' then 'week' else 'month' end,
+    least(v_upper - '1 microsecond'::pg_catalog.interval, pg_catalog.clock_timestamp()) at time zone 'UTC') at time zone 'UTC';
+  for i in 1 .. 6 loop
+    if i = 6 or v_lower < from_time then
+      v_lower := coalesce(from_time, '-infinity');
+    end if;
+    return query execute v_query
+      using secret_id, v_lower, v_upper, user_identity, access_type, operation, outcome, scope, ip, v_time, v_id, v_left, p_scopes;
+    get diagnostics v_found = row_count;
+    v_left := v_left - v_found;
+    exit when v_left = 0 or i = 6 or v_lower = from_time;
+    v_upper := v_lower;
+    v_lower := ((v_upper at time zone 'UTC') - v_span) at time zone 'UTC';
+    v_span := v_span * 2;
+  end loop;
+  perform pg_catalog.set_config('meshaudit.search', '', true);
 end
 $$;
+revoke all on function meshaudit_private.search(
+  text, timestamptz, timestamptz, text, text, text, text, text, inet, text, int, text, text[], interval) from public;
+grant execute on function meshaudit_private.search(
+  text, timestamptz, timestamptz, text, text, text, text, text, inet, text, int, text, text[], interval) to meshaudit_auditor;
+
+create function meshaudit.search_audit_logs(
+  secret_id text default null, from_time timestamptz default null, to_time timestamptz default null,
+  user_identity text default null, access_type text default null, operation text default null,
+  outcome text default null, scope text default null, ip inet default null,
+  after text default null, page_size int default 100
+) returns setof meshaudit.audit_logs
+language sql volatile security invoker
+begin atomic
+  with page as materialized (
+    select r.*
+    from meshaudit_private.begin_search(current_user) b,
+      lateral meshaudit_private.search(
+        search_audit_logs.secret_id, search_audit_logs.from_time, search_audit_logs.to_time,
+        search_audit_logs.user_identity, search_audit_logs.access_type, search_audit_logs.operation,
+        search_audit_logs.outcome, search_audit_logs.scope, search_audit_logs.ip, search_audit_logs.after,
+        search_audit_logs.page_size, b.token, b.scopes, b.step) r
+  )
+  select p.* from page p
+  where (select meshaudit_private.note_search(
+    pg_catalog.concat_ws(', ',
+      'secret_id ' || search_audit_logs.secret_id,
+      'from ' || pg_catalog.to_char(search_audit_logs.from_time at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'),
+      'to ' || pg_catalog.to_char(search_audit_logs.to_time at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'),
+      'user_identity ' || search_audit_logs.user_identity, 'access_type ' || search_audit_logs.access_type,
+      'operation ' || search_audit_logs.operation, 'outcome ' || search_audit_logs.outcome,
+      'scope ' || search_audit_logs.scope, 'ip ' || search_audit_logs.ip::text,
+      'after ' || search_audit_logs.after),
+    (select pg_catalog.count(*) from page), current_user));
+end;
 revoke all on function meshaudit.search_audit_logs(
   text, timestamptz, timestamptz, text, text, text, text, text, inet, text, int) from public;
 grant execute on function meshaudit.search_audit_logs(
@@ -2089,7 +2605,10 @@ grant execute on function meshaudit.search_audit_logs(
 comment on function meshaudit.log_cursor(timestamptz, bigint) is 'Cursor for search_audit_logs(after => …): the place behind the row of that timestamp and id.';
 comment on function meshaudit.search_audit_logs(
   text, timestamptz, timestamptz, text, text, text, text, text, inet, text, int) is
-  'Searches the log, newest first, under the caller''s row security. All filters optional and combined; from_time <= timestamp < to_time; ip may be a network; after is a cursor (meshaudit.log_cursor); page_size 1 to 1000. Raises MA005 on a bad filter.';
+  'Searches the log, newest first, under the caller''s row security; recorded, with the number of entries shown. All filters optional and combined; from_time <= timestamp < to_time; ip may be a network; after is a cursor (meshaudit.log_cursor); page_size 1 to 1000. Raises MA005 on a bad filter.';
+comment on function meshaudit_private.search(
+  text, timestamptz, timestamptz, text, text, text, text, text, inet, text, int, text, text[], interval) is
+  'A page of search_audit_logs(), for a token and scopes of begin_search().';
 
 -- sql/53_sees_everything.sql
 
@@ -2108,6 +2627,24 @@ grant execute on function meshaudit.sees_everything() to meshaudit_auditor;
 
 comment on function meshaudit.sees_everything() is
   'Whether the caller''s queries of audit_logs return all entries: an auditor of scope ''*'', or a role that bypasses row security.';
+
+-- sql/54_gateway.sql
+
+-- Whether claims are believed. A gateway asks, so as not to serve with a login that is none: there each caller would count
+-- as the login, and see what that may see.
+
+create function meshaudit.is_gateway() returns boolean
+language plpgsql stable security definer set search_path = ''
+as $$
+begin
+  return meshaudit_private.is_gateway();
+end
+$$;
+revoke all on function meshaudit.is_gateway() from public;
+grant execute on function meshaudit.is_gateway() to meshaudit_auditor, meshaudit_operator;
+
+comment on function meshaudit.is_gateway() is
+  'Whether this login is in the setting gateway_roles, so that its request.jwt.claims and request.headers are believed.';
 
 -- sql/59_retired.sql
 
@@ -2597,6 +3134,8 @@ begin
 
   return query select * from meshaudit_private.journal_status();
   return query select * from meshaudit_private.protection_status();
+  return query select * from meshaudit_private.supabase_vault_status();
+  return query select * from meshaudit_private.feed_status();
 end
 $$;
 revoke all on function meshaudit_private.status(text) from public;
@@ -2629,6 +3168,100 @@ grant execute on function meshaudit.schema_version() to meshaudit_client, meshau
 comment on function meshaudit.schema_version() is
   'Name of the last migration in this schema: the version to compare with what a program expects.';
 
+-- sql/64_metrics.sql
+
+-- Numbers for monitoring: what is cheap to get, and nothing that is not known. meshaudit serve shows them at /metrics.
+
+-- In the transaction of whoever feeds, which is the sealer: no access takes part in it.
+create function meshaudit_private.count_entries() returns trigger
+language plpgsql volatile security definer set search_path = ''
+as $$
+begin
+  insert into meshaudit_private.entry_counts as c (access_type, operation, outcome, entries)
+    select a.access_type, a.operation, a.outcome, pg_catalog.count(*) from added a
+    where a.kind = 'entry' group by a.access_type, a.operation, a.outcome
+    on conflict on constraint entry_counts_pkey do update set entries = c.entries + excluded.entries;
+  return null;
+end
+$$;
+revoke all on function meshaudit_private.count_entries() from public;
+create trigger count_entries after insert on meshaudit.audit_feed
+  referencing new table as added for each statement execute function meshaudit_private.count_entries();
+
+create function meshaudit_private.metrics(p_role text) returns table (name text, labels jsonb, value float8)
+language plpgsql stable security definer set search_path = ''
+as $$
+declare
+  v_settings meshaudit_private.settings;
+  j meshaudit_private.journal;
+  p meshaudit_private.journal_progress;
+  f meshaudit_private.feed_state;
+  v_now constant pg_catalog.timestamptz := pg_catalog.clock_timestamp();
+begin
+  perform meshaudit_private.require_whole_log(p_role);
+  select * into v_settings from meshaudit_private.settings;
+  select * into j from meshaudit_private.journal;
+  select * into p from meshaudit_private.journal_progress;
+  select * into f from meshaudit_private.feed_state;
+
+  return query
+    select 'meshaudit_entries_total', pg_catalog.jsonb_build_object(
+        'access_type', c.access_type, 'operation', c.operation, 'outcome', c.outcome), c.entries::pg_catalog.float8
+      from meshaudit_private.entry_counts c order by c.access_type, c.operation, c.outcome;
+  return query
+    select s."check_name", '{}'::pg_catalog.jsonb, s.number
+    from (values
+      ('meshaudit_journal_armed', coalesce(j.armed, false)::pg_catalog.int4::pg_catalog.float8),
+      ('meshaudit_seal_lag_seconds', case when j.armed then extract(epoch from v_now - p.sealed_at) end::pg_catalog.float8),
+      ('meshaudit_seal_lag_bytes', case when j.armed and not pg_catalog.pg_is_in_recovery() then
+        pg_catalog.pg_wal_lsn_diff(pg_catalog.pg_current_wal_flush_lsn(), p.sealed_lsn) end::pg_catalog.float8),
+      ('meshaudit_feed_events_total', f.last_id::pg_catalog.float8),
+      ('meshaudit_feed_lag_seconds', extract(epoch from v_now - f.ran_at)::pg_catalog.float8),
+      ('meshaudit_verified_timestamp_seconds', extract(epoch from v_settings.verified_at)::pg_catalog.float8),
+      ('meshaudit_verified_problems', v_settings.verified_problems::pg_catalog.float8),
+      ('meshaudit_partitions_ahead', (
+        select pg_catalog.count(*) from pg_catalog.pg_inherits i
+        join pg_catalog.pg_class c on c.oid = i.inhrelid
+        where i.inhparent = 'meshaudit_private.ledger'::pg_catalog.regclass
+          and pg_catalog.substring(pg_catalog.pg_get_expr(c.relpartbound, c.oid), 'FROM [(]''([^'']+)''')
+            ::pg_catalog.timestamptz > v_now)::pg_catalog.float8)
+    ) s ("check_name", number)
+    where s.number is not null;
+  return query
+    select 'meshaudit_journal_refused_total', pg_catalog.jsonb_build_object('why', r.why), r.number::pg_catalog.float8
+    from (values ('forged', p.forged), ('garbage', p.garbage), ('replayed', p.replayed)) r (why, number)
+    where j.armed;
+  return query
+    select 'meshaudit_check_ok', pg_catalog.jsonb_build_object('check', c."check"), c.ok::pg_catalog.int4::pg_catalog.float8
+    from meshaudit_private.status(p_role) c where c.ok is not null;
+  -- What recording adds is known where track_functions is on; chain_entry is the chaining's part of each access.
+  return query
+    select m.name, pg_catalog.jsonb_build_object('function', m.function), m.number
+    from (
+      select 'meshaudit_function_calls_total' as name, u.funcname::pg_catalog.text as function, u.calls::pg_catalog.float8 as number
+        from pg_catalog.pg_stat_user_functions u where u.schemaname = 'meshaudit_private'
+      union all
+      select 'meshaudit_function_seconds_total', u.funcname, u.total_time / 1000
+        from pg_catalog.pg_stat_user_functions u where u.schemaname = 'meshaudit_private') m
+    where m.function = any (array['chain_entry', 'read_secret', 'read_secret_by_key', 'read_secrets', 'write_secret', 'delete_secret']);
+end
+$$;
+revoke all on function meshaudit_private.metrics(text) from public;
+grant execute on function meshaudit_private.metrics(text) to meshaudit_auditor, meshaudit_operator;
+
+create function meshaudit.metrics() returns table (name text, labels jsonb, value float8)
+language sql stable security invoker
+begin atomic
+  select m.name, m.labels, m.value from meshaudit_private.metrics(current_user) m;
+end;
+revoke all on function meshaudit.metrics() from public;
+grant execute on function meshaudit.metrics() to meshaudit_auditor, meshaudit_operator;
+
+comment on function meshaudit_private.count_entries() is 'Adds new entries of the feed to entry_counts.';
+comment on function meshaudit_private.metrics(text) is 'meshaudit.metrics(), for a role.';
+comment on function meshaudit.metrics() is
+  'Numbers for monitoring, by name and labels as Prometheus has them. Raises MA001 to an auditor of a part of the log.';
+
 -- sql/70_entries_of_records.sql
 
 -- From records of the journal to entries of the ledger.
@@ -2638,58 +3271,74 @@ language sql stable
 return '2000-01-01 00:00:00+00'::pg_catalog.timestamptz
   + ('x' || p_at)::pg_catalog."bit"(64)::pg_catalog.int8 * '1 microsecond'::pg_catalog.interval;
 
--- A record as an entry, not chained yet.
-create function meshaudit_private.entry_of(r meshaudit_private.journal_record, p_access_id uuid, p_outcome text)
-returns meshaudit_private.ledger
-language sql volatile
-return row(
-    pg_catalog.nextval('meshaudit_private.ledger_id'), r.secret_id,
-    case r.operation when 'read' then 'read' else 'write' end,
-    meshaudit_private.time_of(r.at), r.user_identity, r.ip_address, r.operation, p_outcome, r.secret_table, r.scope,
-    r.identity_source, r.claimed_identity, r.db_user, r.db_role, r.application_name, r.user_agent, r.request_id,
-    p_access_id, -1, 0::pg_catalog.int8, ''::pg_catalog.bytea, ''::pg_catalog.bytea)::meshaudit_private.ledger;
-
--- Chains entries that say themselves who called, and adds them: the first takes a lane, the others follow it.
+-- Chains entries that say themselves who called, and adds them: the first takes a lane, the others follow it. Everything
+-- but the chain is done in sets. (unnest() gives its rows in order, and nothing here reorders them.)
 create function meshaudit_private.append_entries(p_entries meshaudit_private.ledger[]) returns void
 language plpgsql volatile set search_path = ''
 as $$
 declare
   v_count constant pg_catalog.int4 := coalesce(pg_catalog.cardinality(p_entries), 0);
-  v_rows meshaudit_private.ledger[];
+  v_rest meshaudit_private.ledger[];
   e meshaudit_private.ledger;
-  v_lane pg_catalog.int4;
-  v_seq pg_catalog.int8;
-  v_hash pg_catalog.bytea;
+  v_bytes pg_catalog.bytea[];
+  v_links pg_catalog.bytea[];
 begin
   if v_count = 0 then
     return;
   end if;
   e := p_entries[1];
-  insert into meshaudit_private.ledger select e.* returning lane, seq, hash into v_lane, v_seq, v_hash;
-  for i in 2 .. v_count loop
-    e := p_entries[i];
-    v_seq := v_seq + 1;
-    e.lane := v_lane;
-    e.seq := v_seq;
-    e.prev_hash := v_hash;
-    v_hash := meshaudit_private.entry_hash(v_hash, v_lane, v_seq, meshaudit_private.entry_tail(
-      e.id, e.secret_id, e.access_type, e."timestamp", e.user_identity, e.ip_address, e.operation, e.outcome,
-      e.secret_table, e.scope, e.identity_source, e.claimed_identity, e.db_user, e.db_role, e.application_name,
-      e.user_agent, e.request_id, e.access_id));
-    e.hash := v_hash;
-    v_rows[i - 1] := e;
-  end loop;
-  if v_count > 1 then
-    insert into meshaudit_private.ledger select r.* from unnest(v_rows) r;
-    update meshaudit_private.lane_heads
-      set seq = v_seq, prev_hash = e.prev_hash, hash = v_hash where lane = v_lane;
+  insert into meshaudit_private.ledger select e.* returning * into e;
+  if v_count = 1 then
+    return;
   end if;
+
+  v_rest := p_entries[2:];
+  v_bytes := array(
+    select meshaudit_private.entry_head(e.lane, e.seq + r.i) || meshaudit_private.entry_tail(
+      r.id, r.secret_id, r.access_type, r."timestamp", r.user_identity, r.ip_address, r.operation, r.outcome,
+      r.secret_table, r.scope, r.identity_source, r.claimed_identity, r.db_user, r.db_role, r.application_name,
+      r.user_agent, r.request_id, r.access_id)
+    from unnest(v_rest) with ordinality r (
+      id, secret_id, access_type, "timestamp", user_identity, ip_address, operation, outcome, secret_table, scope,
+      identity_source, claimed_identity, db_user, db_role, application_name, user_agent, request_id, access_id, lane,
+      seq, prev_hash, hash, i));
+  v_links := meshaudit_private.links(e.hash, v_bytes);
+  insert into meshaudit_private.ledger (
+      id, secret_id, access_type, "timestamp", user_identity, ip_address, operation, outcome, secret_table, scope,
+      identity_source, claimed_identity, db_user, db_role, application_name, user_agent, request_id, access_id,
+      lane, seq, prev_hash, hash)
+    select r.id, r.secret_id, r.access_type, r."timestamp", r.user_identity, r.ip_address, r.operation, r.outcome,
+      r.secret_table, r.scope, r.identity_source, r.claimed_identity, r.db_user, r.db_role, r.application_name,
+      r.user_agent, r.request_id, r.access_id, e.lane, e.seq + r.i, r.link, r.next_link
+    from unnest(v_rest, v_links[:v_count - 1], v_links[2:]) with ordinality r (
+      id, secret_id, access_type, "timestamp", user_identity, ip_address, operation, outcome, secret_table, scope,
+      identity_source, claimed_identity, db_user, db_role, application_name, user_agent, request_id, access_id, lane,
+      seq, prev_hash, hash, link, next_link, i);
+  -- ours since the first entry
+  update meshaudit_private.lane_heads
+    set seq = e.seq + v_count - 1, prev_hash = v_links[v_count - 1], hash = v_links[v_count] where lane = e.lane;
 end
 $$;
 
+-- Entries, each access once: the first of those with the same access_id, in order.
+create function meshaudit_private.each_once(p_entries meshaudit_private.ledger[]) returns meshaudit_private.ledger[]
+language sql stable set search_path = ''
+as $$
+  select case
+    when (select pg_catalog.count(distinct e.access_id) from unnest(p_entries) e) = pg_catalog.cardinality(p_entries)
+      then p_entries
+    else (
+      select pg_catalog.array_agg(o.entry order by o.i)
+      from (
+        select distinct on ((n.entry).access_id) n.i, n.entry
+        from (select p as entry, pg_catalog.row_number() over () as i from unnest(p_entries) p) n
+        order by (n.entry).access_id, n.i) o)
+  end
+$$;
+
 comment on function meshaudit_private.time_of(text) is 'The time that a record gives in hex.';
-comment on function meshaudit_private.entry_of(meshaudit_private.journal_record, uuid, text) is 'A record as an entry, not chained.';
 comment on function meshaudit_private.append_entries(meshaudit_private.ledger[]) is 'Chains entries and adds them to the ledger.';
+comment on function meshaudit_private.each_once(meshaudit_private.ledger[]) is 'Entries less those of an access that another stands for.';
 
 -- sql/71_denials.sql
 
@@ -2754,10 +3403,18 @@ comment on function meshaudit_private.close_denials() is 'An entry for each past
 -- The work is done in sets, since a busy database has tens of thousands of records a second, nearly all of which have
 -- their entry already.
 
-create type meshaudit_private.journal_item as (
-  lsn pg_lsn, access_id uuid, status text, r meshaudit_private.journal_record
+-- Item i is what lsns[i], access_ids[i], … say. Arrays side by side, since a composite in a composite costs more to make
+-- and to take apart than all the rest.
+create type meshaudit_private.journal_items as (
+  lsns pg_lsn[],
+  access_ids uuid[],
+  fresh boolean[],  -- cannot have been sealed before
+  statuses text[],
+  records meshaudit_private.journal_record[],
+  batches boolean,  -- whether any is of many accesses
+  seen_from pg_lsn  -- where the earliest that is not fresh was written
 );
-comment on type meshaudit_private.journal_item is 'A genuine record, and what became of its transaction.';
+comment on type meshaudit_private.journal_items is 'Genuine records, and what became of their transactions.';
 
 -- An access_id made of a digest (version 8: made in a way of our own).
 create function meshaudit_private.digest_id(p_digest bytea) returns uuid
@@ -2766,106 +3423,134 @@ return pg_catalog.encode(pg_catalog.set_byte(pg_catalog.set_byte(pg_catalog.subs
   6, pg_catalog.get_byte(p_digest, 6) & 15 | 128), 8, pg_catalog.get_byte(p_digest, 8) & 63 | 128), 'hex')::pg_catalog.uuid;
 comment on function meshaudit_private.digest_id(bytea) is 'An access_id made of a digest.';
 
--- Genuine records among messages, those that waited included, with the state of their transactions; and how many
--- messages were none, or were old ones sent again. A denial stands whatever its transaction does.
+-- Genuine records among messages, those that waited first, with the state of their transactions; and how many messages
+-- were none, or were old ones sent again. A denial stands whatever its transaction does.
+--
+-- A record that was written after p_sealed, the end of what has been sealed, and signed with p_key_id, the key in use, is
+-- fresh: no earlier run can have met it. So is one that waited, since none is sealed while it does.
 create function meshaudit_private.open_messages(
-  p_lsns pg_lsn[], p_contents bytea[],
-  out items meshaudit_private.journal_item[], out forged bigint, out garbage bigint, out replayed bigint
+  p_lsns pg_lsn[], p_contents bytea[], p_sealed pg_lsn, p_key_id int,
+  out items meshaudit_private.journal_items, out forged bigint, out garbage bigint, out replayed bigint
 )
 language sql volatile set search_path = ''
 as $$
-  with messages as (
-    select m.lsn, m.content,
-      case when pg_catalog.octet_length(m.content) >= 40 and pg_catalog.get_byte(m.content, 0) = 1 then
-        ('x' || pg_catalog.encode(pg_catalog.substr(m.content, 2, 4), 'hex'))::pg_catalog."bit"(32)::pg_catalog.int4
-      end as key_id
-    from unnest(p_lsns, p_contents) m (lsn, content)
-  ), checked as (
-    select m.lsn, m.key_id, pg_catalog.substr(m.content, 6, 32) as mac, pg_catalog.substr(m.content, 38) as body,
-      k.key_id is not null and pg_catalog.substr(m.content, 6, 32)
-        = pg_catalog.sha256(k.outer_key || pg_catalog.sha256(k.inner_key || pg_catalog.substr(m.content, 38))) as genuine
-    from messages m
-    left join meshaudit_private.journal_keys k on k.key_id = m.key_id
-  ), records as materialized (
-    select c.lsn, c.mac, null::pg_catalog.uuid as access_id,
-      pg_catalog.convert_from(c.body, 'UTF8')::meshaudit_private.journal_record as r, false as waited
-    from checked c
-    where c.genuine
-    union all
-    select p.lsn, null, p.access_id, p.payload::meshaudit_private.journal_record, true
-    from meshaudit_private.journal_pending p
-  ), timely as materialized (
-    -- half of how long journal_seen remembers
-    select x.lsn, x.r,
+  -- "offset 0": what one step computes, the next does not compute again
+  select
+    row(
+      pg_catalog.array_agg(t.lsn) filter (where t.timely), pg_catalog.array_agg(t.access_id) filter (where t.timely),
+      pg_catalog.array_agg(t.fresh) filter (where t.timely), pg_catalog.array_agg(t.status) filter (where t.timely),
+      pg_catalog.array_agg(t.r) filter (where t.timely),
+      pg_catalog.bool_or((t.r).secret_ids is not null) filter (where t.timely),
+      pg_catalog.min((t.r).written) filter (where t.timely and not t.fresh))::meshaudit_private.journal_items,
+    pg_catalog.count(*) filter (where t.key_id is not null and not t.genuine),
+    pg_catalog.count(*) filter (where t.key_id is null and not t.genuine),
+    pg_catalog.count(*) filter (where not t.timely)
+  from (
+    select x.lsn, x.key_id, x.genuine, x.r,
       case
-        when x.waited then x.access_id
+        when x.access_id is not null or not x.genuine then x.access_id
         when (x.r).writer ~ '-' then (x.r).writer::pg_catalog.uuid
         else meshaudit_private.digest_id(x.mac)
       end as access_id,
-      x.waited or x.lsn - (x.r).written between 0 and 536870912 as timely from records x
-  )
-  select
-    (select pg_catalog.array_agg(row(x.lsn, x.access_id,
-        case when (x.r).xid is null or (x.r).outcome = 'denied' then 'none'
-          -- too new to be asked about: still open, or of another server whose data came here
-          when (x.r).xid >= pg_catalog.pg_snapshot_xmax(pg_catalog.pg_current_snapshot()) then 'in progress'
-          else coalesce(pg_catalog.pg_xact_status((x.r).xid), 'aborted') end,
-        x.r)::meshaudit_private.journal_item order by x.lsn)
-      from timely x where x.timely),
-    (select pg_catalog.count(*) from checked c where c.key_id is not null and not c.genuine),
-    (select pg_catalog.count(*) from checked c where c.key_id is null),
-    (select pg_catalog.count(*) from timely x where not x.timely)
+      x.waited or (x.key_id = p_key_id and (x.r).written > p_sealed) as fresh,
+      -- half of how long journal_seen remembers
+      case when x.genuine then x.waited or x.lsn - (x.r).written between 0 and 536870912 end as timely,
+      case when (x.r).xid is null or (x.r).outcome = 'denied' then 'none'
+        -- too new to be asked about: still open, or of another server whose data came here
+        when (x.r).xid >= pg_catalog.pg_snapshot_xmax(pg_catalog.pg_current_snapshot()) then 'in progress'
+        else coalesce(pg_catalog.pg_xact_status((x.r).xid), 'aborted') end as status
+    from (
+      select p.lsn, null::pg_catalog.int4 as key_id, null::pg_catalog.bytea as mac, p.access_id, true as genuine,
+        true as waited, p.payload::meshaudit_private.journal_record as r
+      from (select p.* from meshaudit_private.journal_pending p order by p.lsn) p
+      union all
+      select c.lsn, c.key_id, c.mac, null, c.genuine, false,
+        case when c.genuine then pg_catalog.convert_from(c.body, 'UTF8')::meshaudit_private.journal_record end
+      from (
+        select m.lsn, m.key_id, m.mac, m.body,
+          k.key_id is not null
+            and m.mac = pg_catalog.sha256(k.outer_key || pg_catalog.sha256(k.inner_key || m.body)) as genuine
+        from (
+          select m.lsn, pg_catalog.substr(m.content, 6, 32) as mac, pg_catalog.substr(m.content, 38) as body,
+            case when pg_catalog.octet_length(m.content) >= 40 and pg_catalog.get_byte(m.content, 0) = 1 then
+              ('x' || pg_catalog.encode(pg_catalog.substr(m.content, 2, 4), 'hex'))::pg_catalog."bit"(32)::pg_catalog.int4
+            end as key_id
+          from unnest(p_lsns, p_contents) m (lsn, content) offset 0) m
+        left join meshaudit_private.journal_keys k on k.key_id = m.key_id
+        offset 0) c
+      offset 0) x
+    offset 0) t
 $$;
 
--- The entries that these records ask for and the ledger lacks. Call it in a later snapshot than open_messages():
--- what was over by then is visible now.
+-- The same items with the accesses of each batch one by one, in order.
+create function meshaudit_private.open_batches(p_items meshaudit_private.journal_items)
+returns meshaudit_private.journal_items
+language sql stable set search_path = ''
+as $$
+  with items as materialized (
+    select i.* from unnest((p_items).lsns, (p_items).access_ids, (p_items).fresh, (p_items).statuses)
+      with ordinality i (lsn, access_id, fresh, status, i)
+  ), records as materialized (
+    select r as r, pg_catalog.row_number() over () as i from unnest((p_items).records) r
+  ), singles as (
+    select i.lsn, i.i, 0::pg_catalog.int8 as n, i.access_id, i.fresh, i.status, r.r
+    from items i join records r on r.i = i.i
+    where (r.r).secret_ids is null
+    union all
+    select i.lsn, i.i, b.n,
+      coalesce(b.access_id, meshaudit_private.digest_id(pg_catalog.sha256(
+        pg_catalog.uuid_send(i.access_id) || pg_catalog.int8send(b.n)))),
+      i.fresh, i.status, row(
+      (r.r).written, (r.r).writer, (r.r).xid, (r.r).lane, (r.r).seq + b.n - 1, b.at, (r.r).operation, (r.r).outcome, b.secret_id,
+      (r.r).secret_table, b.scope, (r.r).user_identity, (r.r).identity_source, (r.r).claimed_identity, (r.r).db_user,
+      (r.r).db_role, (r.r).ip_address, (r.r).application_name, (r.r).user_agent, (r.r).request_id,
+      null, null, null, null)::meshaudit_private.journal_record
+    from items i join records r on r.i = i.i,
+      lateral unnest((r.r).secret_ids, (r.r).scopes, (r.r).ats, (r.r).access_ids)
+        with ordinality b (secret_id, scope, at, access_id, n)
+    where (r.r).secret_ids is not null
+  )
+  select row(
+    pg_catalog.array_agg(s.lsn), pg_catalog.array_agg(s.access_id), pg_catalog.array_agg(s.fresh),
+    pg_catalog.array_agg(s.status), pg_catalog.array_agg(s.r), false, (p_items).seen_from)::meshaudit_private.journal_items
+  from (select s.* from singles s order by s.i, s.n) s
+$$;
+
+-- The entries that these records (no batches) ask for and the ledger lacks. Call it in a later snapshot than
+-- open_messages(): what was over by then is visible now.
 create function meshaudit_private.missing_entries(
-  p_items meshaudit_private.journal_item[], out entries meshaudit_private.ledger[], out replayed bigint
+  p_lsns pg_lsn[], p_access_ids uuid[], p_fresh boolean[], p_statuses text[],
+  p_records meshaudit_private.journal_record[], p_seen_from pg_lsn,
+  out entries meshaudit_private.ledger[], out replayed bigint
 )
 language sql volatile set search_path = ''
 as $$
-  with over as materialized (
-    select i.lsn, i.access_id, i.status, i.r from unnest(p_items) i where i.status <> 'in progress'
-  ), singles as (
-    select o.lsn, 0::pg_catalog.int8 as n, o.access_id, o.status, o.r from over o where (o.r).secret_ids is null
-    union all
-    -- a batch's entries follow each other
-    select o.lsn, b.n,
-      coalesce(b.access_id, meshaudit_private.digest_id(pg_catalog.sha256(
-        pg_catalog.uuid_send(o.access_id) || pg_catalog.int8send(b.n)))),
-      o.status, row(
-      (o.r).written, (o.r).writer, (o.r).xid, (o.r).lane, (o.r).seq + b.n - 1, b.at, (o.r).operation, (o.r).outcome, b.secret_id,
-      (o.r).secret_table, b.scope, (o.r).user_identity, (o.r).identity_source, (o.r).claimed_identity, (o.r).db_user,
-      (o.r).db_role, (o.r).ip_address, (o.r).application_name, (o.r).user_agent, (o.r).request_id,
-      null, null, null, null)::meshaudit_private.journal_record
-    from over o,
-      lateral unnest((o.r).secret_ids, (o.r).scopes, (o.r).ats, (o.r).access_ids)
-        with ordinality b (secret_id, scope, at, access_id, n)
-    where (o.r).secret_ids is not null
-  ), missing as materialized (
-    select s.lsn, s.n, s.access_id, s.status, s.r from singles s
-    where (s.r).lane is null or not exists (
-      select from meshaudit_private.ledger l
-      where l.lane = (s.r).lane and l.seq = (s.r).seq and l."timestamp" = meshaudit_private.time_of((s.r).at)
-        and l.access_id = s.access_id)
-  ), fresh as (
-    insert into meshaudit_private.journal_seen (access_id, lsn)
-      select m.access_id, m.lsn from missing m order by m.lsn, m.n
-      on conflict do nothing
-      returning access_id
-  ), once as (
-    select distinct on (m.access_id) m.lsn, m.n, m.access_id, m.status, m.r
-    from missing m join fresh f on f.access_id = m.access_id
-    order by m.access_id, m.lsn
-  )
   select
-    (select pg_catalog.array_agg(meshaudit_private.entry_of(o.r, o.access_id, case
-        when (o.r).outcome = 'denied' then 'denied'
-        when (o.r).lane is not null or o.status = 'aborted' then 'rolled_back'
-        else (o.r).outcome
-      end))
-      from (select o.* from once o order by o.lsn, o.n) o),
-    (select pg_catalog.count(*) from missing) - (select pg_catalog.count(*) from fresh)
+    pg_catalog.array_agg(row(
+      pg_catalog.nextval('meshaudit_private.ledger_id'), m.secret_id,
+      case m.operation when 'read' then 'read' else 'write' end, meshaudit_private.time_of(m.at), m.user_identity,
+      m.ip_address, m.operation,
+      case
+        when m.outcome = 'denied' then 'denied'
+        when m.lane is not null or m.status = 'aborted' then 'rolled_back'
+        else m.outcome
+      end,
+      m.secret_table, m.scope, m.identity_source, m.claimed_identity, m.db_user, m.db_role, m.application_name,
+      m.user_agent, m.request_id, m.access_id, -1, 0::pg_catalog.int8, ''::pg_catalog.bytea,
+      ''::pg_catalog.bytea)::meshaudit_private.ledger) filter (where not m.seen),
+    pg_catalog.count(*) filter (where m.seen)
+  from (
+    select s.*, not s.fresh and s.access_id in (
+        select u from meshaudit_private.journal_seen b, unnest(b.access_ids) u where b.lsn >= p_seen_from) as seen
+    from unnest(p_lsns, p_access_ids, p_fresh, p_statuses, p_records) s (
+      lsn, access_id, fresh, status, written, writer, xid, lane, seq, at, operation, outcome, secret_id, secret_table,
+      scope, user_identity, identity_source, claimed_identity, db_user, db_role, ip_address, application_name,
+      user_agent, request_id, secret_ids, scopes, ats, access_ids)
+    where s.status <> 'in progress' and (s.lane is null or not exists (
+      select from meshaudit_private.ledger l
+      where l.lane = s.lane and l.seq = s.seq and l."timestamp" = meshaudit_private.time_of(s.at)
+        and l.access_id = s.access_id))
+    offset 0) m
 $$;
 
 -- Seals messages, and what was pending; everything before p_upto is then done. Returns the number of entries made.
@@ -2874,21 +3559,46 @@ returns bigint
 language plpgsql volatile security definer set search_path = ''
 as $$
 declare
-  v_items meshaudit_private.journal_item[];
+  i meshaudit_private.journal_items;
   v_forged pg_catalog.int8;
   v_garbage pg_catalog.int8;
   v_replayed pg_catalog.int8;
+  v_again pg_catalog.int8;
   v_entries meshaudit_private.ledger[];
+  v_once meshaudit_private.ledger[];
 begin
-  select o.items, o.forged, o.garbage, o.replayed into v_items, v_forged, v_garbage, v_replayed
-    from meshaudit_private.open_messages(p_lsns, p_contents) o;
-  select m.entries, v_replayed + m.replayed into v_entries, v_replayed from meshaudit_private.missing_entries(v_items) m;
+  select (o.items).*, o.forged, o.garbage, o.replayed into i.lsns, i.access_ids, i.fresh, i.statuses, i.records, i.batches,
+      i.seen_from, v_forged, v_garbage, v_replayed
+    from (
+      select o.* from meshaudit_private.open_messages(p_lsns, p_contents,
+        (select p.sealed_lsn from meshaudit_private.journal_progress p),
+        (select j.key_id from meshaudit_private.journal j)) o offset 0) o;
 
   delete from meshaudit_private.journal_pending p
-    using unnest(v_items) i where p.access_id = i.access_id and i.status <> 'in progress';
-  insert into meshaudit_private.journal_pending (access_id, lsn, payload)
-    select i.access_id, i.lsn, i.r::pg_catalog.text from unnest(v_items) i where i.status = 'in progress'
-    on conflict do nothing;
+    using unnest(i.access_ids, i.statuses) d (access_id, status)
+    where p.access_id = d.access_id and d.status <> 'in progress';
+  if 'in progress' = any (i.statuses) then
+    insert into meshaudit_private.journal_pending (access_id, lsn, payload)
+      select s.access_id, s.lsn, n.r::pg_catalog.text
+      from unnest(i.lsns, i.access_ids, i.statuses) with ordinality s (lsn, access_id, status, i)
+      join (select r as r, pg_catalog.row_number() over () as i from unnest(i.records) r) n on n.i = s.i
+      where s.status = 'in progress'
+      on conflict do nothing;
+  end if;
+  if i.batches then
+    i := meshaudit_private.open_batches(i);
+  end if;
+
+  select m.entries, m.replayed into v_entries, v_again from meshaudit_private.missing_entries(
+    i.lsns, i.access_ids, i.fresh, i.statuses, i.records, i.seen_from) m;
+  if v_entries is not null then
+    v_once := meshaudit_private.each_once(v_entries);
+    v_again := v_again + pg_catalog.cardinality(v_entries) - pg_catalog.cardinality(v_once);
+    v_entries := v_once;
+    insert into meshaudit_private.journal_seen as s (lsn, access_ids)
+      select p_upto, pg_catalog.array_agg(e.access_id) from unnest(v_entries) e
+      on conflict (lsn) do update set access_ids = s.access_ids || excluded.access_ids;
+  end if;
 
   if (select pg_catalog.bool_or(e.outcome = 'denied') from unnest(v_entries) e) then
     v_entries := meshaudit_private.bound_denials(v_entries);
@@ -2899,11 +3609,11 @@ begin
   end if;
   perform meshaudit_private.append_entries(v_entries);
 
-  delete from meshaudit_private.journal_seen s 
+  delete from meshaudit_private.journal_seen s
     where s.lsn < '0/0'::pg_catalog.pg_lsn + greatest(p_upto - '0/0'::pg_catalog.pg_lsn - 1073741824, 0);
   update meshaudit_private.journal_progress set
     sealed_lsn = greatest(sealed_lsn, p_upto), sealed_at = pg_catalog.clock_timestamp(),
-    forged = forged + v_forged, garbage = garbage + v_garbage, replayed = replayed + v_replayed
+    forged = forged + v_forged, garbage = garbage + v_garbage, replayed = replayed + v_replayed + v_again
     where singleton;
   update meshaudit_private.journal set
     healthy_until = pg_catalog.clock_timestamp() + '10 seconds'::pg_catalog.interval,
@@ -2919,17 +3629,19 @@ $$;
 revoke all on function meshaudit_private.seal_messages(pg_lsn[], bytea[], pg_lsn, boolean) from public;
 grant execute on function meshaudit_private.seal_messages(pg_lsn[], bytea[], pg_lsn, boolean) to meshaudit_operator;
 
-comment on function meshaudit_private.open_messages(pg_lsn[], bytea[]) is
+comment on function meshaudit_private.open_messages(pg_lsn[], bytea[], pg_lsn, int) is
   'Genuine records among messages, with the state of their transactions, and how many were forged or garbage.';
-comment on function meshaudit_private.missing_entries(meshaudit_private.journal_item[]) is
-  'The entries that records ask for and the ledger lacks, each once; and how many records were second ones.';
+comment on function meshaudit_private.open_batches(meshaudit_private.journal_items) is
+  'Records with the accesses of each batch one by one.';
+comment on function meshaudit_private.missing_entries(pg_lsn[], uuid[], boolean[], text[], meshaudit_private.journal_record[], pg_lsn) is
+  'The entries that records ask for and the ledger lacks, and how many records were of accesses sealed before.';
 comment on function meshaudit_private.seal_messages(pg_lsn[], bytea[], pg_lsn, boolean) is
   'Seals messages of the journal; returns how many entries it made.';
 
 -- sql/73_seal.sql
 
--- meshaudit.seal(): reads the slot and seals. Runs as its caller, who needs REPLICATION (Postgres asks for it) and
--- meshaudit_operator; what touches the ledger is in SECURITY DEFINER functions.
+-- What meshaudit.seal() (79_tick.sql) is made of: reads the slot and seals. Runs as its caller, who needs REPLICATION
+-- (Postgres asks for it) and meshaudit_operator; what touches the ledger is in SECURITY DEFINER functions.
 
 -- Takes the sealer's place; no row: somebody else has it.
 create function meshaudit_private.begin_seal() returns table (slot_name text, sealed_lsn pg_lsn)
@@ -3014,15 +3726,7 @@ end;
 revoke all on function meshaudit_private.seal(int) from public;
 grant execute on function meshaudit_private.seal(int) to meshaudit_operator;
 
-create function meshaudit.seal() returns bigint
-language sql volatile security invoker
-return meshaudit_private.seal(100000);
-revoke all on function meshaudit.seal() from public;
-grant execute on function meshaudit.seal() to meshaudit_operator;
-
 comment on function meshaudit_private.seal(int) is 'meshaudit.seal(), for at most so many messages.';
-comment on function meshaudit.seal() is
-  'Seals the journal: makes entries of its records that have none (rolled back, READ ONLY, denied, journal mode). Returns how many. Call it again until it returns 0. Needs meshaudit_operator and REPLICATION. One at a time: 0 if another runs. Raises MA002 if the journal is not armed or its slot is lost.';
 
 -- sql/74_arm.sql
 
@@ -3291,6 +3995,768 @@ end
 $$;
 comment on function meshaudit_private.journal_status() is 'The journal''s checks for meshaudit.status().';
 
+-- sql/76_feed.sql
+
+-- Feeding: entries of the ledger become events of the feed; and who sees and who writes them.
+--
+-- What is new is found by lanes. A lane is locked until its transaction commits, and its seq has no gap: so the entries
+-- up to the lane's committed head are all there, and the next that come have higher numbers. No access takes part in it.
+
+-- Writing by hand is refused, to everybody. The owner's functions run as it, while SET ROLE and a login show.
+create function meshaudit_private.guard_feed() returns trigger
+language plpgsql volatile set search_path = ''
+as $$
+begin
+  if tg_op in ('UPDATE', 'TRUNCATE') or current_user <> 'meshaudit_owner' or session_user = 'meshaudit_owner'
+     or pg_catalog.current_setting('role') = 'meshaudit_owner' then
+    raise exception 'what meshaudit has told is append-only: % is refused', pg_catalog.lower(tg_op)
+      using errcode = 'MA003', hint = 'Only meshaudit''s own functions write here.';
+  end if;
+  return null;
+end
+$$;
+comment on function meshaudit_private.guard_feed() is 'Raises MA003 unless a function of this schema adds or prunes.';
+
+create trigger append_only before insert or update or delete or truncate on meshaudit.audit_feed
+  for each statement execute function meshaudit_private.guard_feed();
+alter table meshaudit.audit_feed enable always trigger append_only;
+
+-- The scopes whose events the caller may see. Realtime asks as a login of its own, in the name of each subscriber: there,
+-- and only for the feed, the subject is that of the subscriber's claims.
+create function meshaudit_private.feed_scopes(p_role text) returns text[]
+language plpgsql stable security definer set search_path = ''
+as $$
+declare
+  v_claims constant pg_catalog.text := pg_catalog.current_setting('request.jwt.claims', true);
+begin
+  if v_claims <> '' and (select session_user = any (s.realtime_roles) from meshaudit_private.settings s) then
+    return (
+      select coalesce(pg_catalog.array_agg(a.scope), '{}') from meshaudit_private.auditors a
+      where a.identity_source = 'jwt'
+        and a.identity = meshaudit_private.clean(meshaudit_private.member(v_claims, 'sub'), 256)
+    );
+  end if;
+  return meshaudit_private.visible_scopes(p_role);
+end
+$$;
+revoke all on function meshaudit_private.feed_scopes(text) from public;
+grant execute on function meshaudit_private.feed_scopes(text) to meshaudit_auditor;
+comment on function meshaudit_private.feed_scopes(text) is
+  'Scopes of the feed that a role, the request''s JWT subject or Realtime''s subscriber may read; ''*'' is all.';
+
+create policy auditors_read on meshaudit.audit_feed for select to meshaudit_auditor
+  using ('*' = any ((select meshaudit_private.feed_scopes(current_user))::text[])
+         or scope = any ((select meshaudit_private.feed_scopes(current_user))::text[]));
+grant select on meshaudit.audit_feed to meshaudit_auditor;
+
+-- Adds the entries in these ranges of lanes, of one side of p_since. Returns how many. The settings keep the plan to what
+-- it should be, whatever the statistics say: an index's range a lane and partition.
+create function meshaudit_private.copy_to_feed(
+  p_lanes int[], p_after bigint[], p_upto bigint[], p_last_id bigint, p_since timestamptz, p_before timestamptz
+) returns bigint
+language plpgsql volatile
+set search_path = '' set enable_hashjoin = off set enable_mergejoin = off set enable_seqscan = off set enable_bitmapscan = off
+as $$
+declare
+  v_rows pg_catalog.int8;
+begin
+  insert into meshaudit.audit_feed (
+      feed_id, id, secret_id, access_type, "timestamp", user_identity, ip_address, operation, outcome, secret_table, scope,
+      identity_source, claimed_identity, db_user, db_role, application_name, user_agent, request_id, access_id, lane, seq,
+      hash, kind)
+    select p_last_id + pg_catalog.row_number() over (order by l.id), l.id, l.secret_id, l.access_type, l."timestamp",
+      l.user_identity, l.ip_address, l.operation, l.outcome, l.secret_table, l.scope, l.identity_source,
+      l.claimed_identity, l.db_user, l.db_role, l.application_name, l.user_agent, l.request_id, l.access_id, l.lane,
+      l.seq, l.hash, 'entry'
+    from unnest(p_lanes, p_after, p_upto) m (lane, after, upto),
+      lateral (
+        select e.* from meshaudit_private.ledger e
+        where e.lane = m.lane and e.seq > m.after and e.seq <= m.upto
+          and e."timestamp" >= p_since and e."timestamp" < p_before
+        order by e.seq limit m.upto - m.after) l;
+  get diagnostics v_rows = row_count;
+  return v_rows;
+end
+$$;
+comment on function meshaudit_private.copy_to_feed(int[], bigint[], bigint[], bigint, timestamptz, timestamptz) is
+  'Adds the entries of ranges of lanes, recorded in a range of time, to the feed; returns how many.';
+
+-- Adds what has been committed since the last run, at most p_limit entries; returns how many.
+create function meshaudit_private.feed_entries(p_last_id bigint, p_limit int) returns bigint
+language plpgsql volatile set search_path = ''
+as $$
+declare
+  v_lanes pg_catalog.int4[];
+  v_after pg_catalog.int8[];
+  v_upto pg_catalog.int8[];
+  v_wanted pg_catalog.int8;
+  v_rows pg_catalog.int8;
+  v_recent constant pg_catalog.timestamptz := pg_catalog.clock_timestamp() - '1 day'::pg_catalog.interval;
+begin
+  -- a long batch in one lane lets the others go first
+  select pg_catalog.array_agg(t.lane), pg_catalog.array_agg(t.fed), pg_catalog.array_agg(t.upto),
+      pg_catalog.sum(t.upto - t.fed)
+    into v_lanes, v_after, v_upto, v_wanted
+    from (
+      select m.lane, m.fed, least(m.seq, m.fed + p_limit - (m.total - (m.seq - m.fed))) as upto
+      from (
+        select h.lane, h.seq, coalesce(f.seq, 0) as fed,
+          pg_catalog.sum(h.seq - coalesce(f.seq, 0)) over (order by h.seq - coalesce(f.seq, 0), h.lane) as total
+        from meshaudit_private.lane_heads h
+        left join meshaudit_private.feed_lanes f on f.lane = h.lane
+        where h.seq > coalesce(f.seq, 0)) m
+      where m.total - (m.seq - m.fed) < p_limit) t;
+  if v_lanes is null then
+    return 0;
+  end if;
+  v_rows := meshaudit_private.copy_to_feed(v_lanes, v_after, v_upto, p_last_id, v_recent, 'infinity');
+  -- entries bear the time of their access: of a long transaction, or of a record that was sealed late, it is older
+  if v_rows < v_wanted then
+    v_rows := v_rows
+      + meshaudit_private.copy_to_feed(v_lanes, v_after, v_upto, p_last_id + v_rows, '-infinity', v_recent);
+  end if;
+  insert into meshaudit_private.feed_lanes as f (lane, seq)
+    select m.lane, m.upto from unnest(v_lanes, v_upto) m (lane, upto)
+    on conflict (lane) do update set seq = excluded.seq;
+  return v_rows;
+end
+$$;
+comment on function meshaudit_private.feed_entries(bigint, int) is
+  'Adds the entries that were committed since the last run to the feed, at most so many; returns how many.';
+
+-- One run: entries, then alerts, pruning, and the word to who listens. Returns the number of events added; 0 also if another runs.
+create function meshaudit_private.feed(p_limit int) returns bigint
+language plpgsql volatile security definer set search_path = ''
+as $$
+declare
+  s meshaudit_private.feed_state;
+  v_last pg_catalog.int8;
+  v_keep pg_catalog.int8;
+  v_failure pg_catalog.text;
+begin
+  if pg_catalog.current_setting('transaction_isolation') <> 'read committed' then
+    -- it must see entries that are committed after it began
+    raise exception 'feeding takes a READ COMMITTED transaction' using errcode = 'MA005',
+      hint = 'Run it in autocommit, or in a transaction of isolation level READ COMMITTED.';
+  end if;
+  select * into s from meshaudit_private.feed_state for update skip locked;
+  if not found then
+    return 0;
+  end if;
+  v_last := s.last_id + meshaudit_private.feed_entries(s.last_id, p_limit);
+  -- a rule that fails keeps no entry out of the feed
+  begin
+    v_last := v_last + meshaudit_private.evaluate(v_last,
+      case when v_last > s.last_id then pg_catalog.clock_timestamp() - s.ran_at end);
+  exception when others then
+    v_failure := 'alerts: ' || sqlerrm;
+  end;
+
+  select c.feed_keep into v_keep from meshaudit_private.settings c;
+  -- more than a run adds: a lowered setting takes effect by and by
+  delete from meshaudit.audit_feed f
+    where f.feed_id <= least(v_last - v_keep, (select min(o.feed_id) from meshaudit.audit_feed o) + 2 * p_limit);
+  if v_last > s.last_id or s.ran_at is null or s.failure is distinct from v_failure
+     or s.ran_at < pg_catalog.clock_timestamp() - '5 seconds'::pg_catalog.interval then
+    update meshaudit_private.feed_state set
+      last_id = v_last, ran_at = pg_catalog.clock_timestamp(), failure = v_failure,
+      failed_at = case when v_failure is not null then pg_catalog.clock_timestamp() end where singleton;
+  end if;
+  if v_last > s.last_id then
+    perform pg_catalog.pg_notify('meshaudit_feed', v_last::pg_catalog.text);
+  end if;
+  return v_last - s.last_id;
+end
+$$;
+revoke all on function meshaudit_private.feed(int) from public;
+grant execute on function meshaudit_private.feed(int) to meshaudit_operator;
+comment on function meshaudit_private.feed(int) is 'meshaudit.feed(), for at most so many entries.';
+
+-- After sealing: whatever goes wrong here is noted, and undoes nothing that was sealed.
+create function meshaudit_private.feed_after_seal(p_limit int) returns bigint
+language plpgsql volatile security definer set search_path = ''
+as $$
+begin
+  return meshaudit_private.feed(p_limit);
+exception when others then
+  raise warning 'the feed was not filled: %', sqlerrm;
+  update meshaudit_private.feed_state set failed_at = pg_catalog.clock_timestamp(), failure = sqlerrm
+    where singleton and exists (select from meshaudit_private.feed_state s for update skip locked);
+  return 0;
+end
+$$;
+revoke all on function meshaudit_private.feed_after_seal(int) from public;
+grant execute on function meshaudit_private.feed_after_seal(int) to meshaudit_operator;
+comment on function meshaudit_private.feed_after_seal(int) is 'feed(), but a failure is only noted.';
+
+create function meshaudit_private.feed_range(out oldest bigint, out newest bigint)
+language sql stable security definer set search_path = ''
+as $$
+  select (select min(f.feed_id) from meshaudit.audit_feed f), s.last_id from meshaudit_private.feed_state s
+$$;
+revoke all on function meshaudit_private.feed_range() from public;
+grant execute on function meshaudit_private.feed_range() to meshaudit_auditor;
+comment on function meshaudit_private.feed_range() is 'meshaudit.feed_range().';
+
+-- It starts at the present, not with the whole history.
+insert into meshaudit_private.feed_lanes (lane, seq) select h.lane, h.seq from meshaudit_private.lane_heads h;
+
+-- sql/77_alert_rules.sql
+
+-- The rules: what they find in new events of the feed (evaluate_entries) and in the system's state (evaluate_system).
+-- A hit says what happened; whether it becomes an alert or one more of the same is raise_alerts()'s to decide.
+
+create type meshaudit_private.alert_hit as (
+  rule text, severity text, dedupe text, window_start timestamptz, scope text, user_identity text, identity_source text,
+  message text, happened_at timestamptz, count bigint, more bigint, entry_id bigint, secret_id text, secret_table text,
+  ip_address inet
+);
+comment on type meshaudit_private.alert_hit is
+  'What a rule has found: count is how often if it is the first of its window, more how often since the last run.';
+
+create function meshaudit_private.window_of(p_period interval, p_at timestamptz) returns timestamptz
+language sql immutable
+return pg_catalog.date_bin(p_period, p_at, '2000-01-01 00:00:00+00'::pg_catalog.timestamptz);
+comment on function meshaudit_private.window_of(interval, timestamptz) is 'Start of the window that holds a time.';
+
+-- An entry of the log about the log itself is no access to a secret.
+create function meshaudit_private.is_access(p_table text) returns boolean
+language sql immutable
+return p_table = 'meshaudit.secrets' or p_table !~ '^meshaudit[.]';
+comment on function meshaudit_private.is_access(text) is 'Whether an entry of that secret_table is about a secret.';
+
+-- Rules of one entry each: rolled_back, gap, hours.
+create function meshaudit_private.hits_of_entries(p_after bigint, p_upto bigint) returns meshaudit_private.alert_hit[]
+language sql stable set search_path = ''
+as $$
+  select pg_catalog.array_agg(row(h.rule, h.severity, pg_catalog.concat_ws(' ', h.identity_source, h.user_identity, h.scope),
+      h.window_start, h.scope, h.user_identity, h.identity_source, h.message, h.happened_at, h.count, h.count, h.id,
+      h.secret_id, h.secret_table, h.ip_address)::meshaudit_private.alert_hit)
+  from (
+    select distinct on (r.rule, f.identity_source, f.user_identity, f.scope, meshaudit_private.window_of(r.period, f."timestamp"))
+      r.rule, r.severity, f.identity_source, f.user_identity, f.scope, f.id, f.secret_id, f.secret_table, f.ip_address,
+      meshaudit_private.window_of(r.period, f."timestamp") as window_start, f."timestamp" as happened_at,
+      pg_catalog.count(*) over (partition by r.rule, f.identity_source, f.user_identity, f.scope,
+        meshaudit_private.window_of(r.period, f."timestamp")) as count,
+      case r.rule
+        when 'rolled_back' then 'a secret was read, then the transaction was rolled back'
+        when 'gap' then 'the journal has lost records: ' || f.secret_id
+        else pg_catalog.format('an access at %s (%s)',
+          pg_catalog.to_char(f."timestamp" at time zone r.time_zone, 'Dy HH24:MI'), r.time_zone)
+      end as message
+    from meshaudit.audit_feed f
+    join meshaudit_private.alert_rules r on r.enabled and case r.rule
+      when 'rolled_back' then f.outcome = 'rolled_back' and f.operation = 'read'
+      when 'gap' then f.secret_table = 'meshaudit.journal' and f.secret_id ~ '^gap '
+      when 'hours' then meshaudit_private.is_access(f.secret_table) and not (
+        extract(isodow from f."timestamp" at time zone r.time_zone) = any (r.days)
+        and case when r.opens <= r.closes
+          then (f."timestamp" at time zone r.time_zone)::pg_catalog.time >= r.opens
+            and (f."timestamp" at time zone r.time_zone)::pg_catalog.time < r.closes
+          else (f."timestamp" at time zone r.time_zone)::pg_catalog.time >= r.opens
+            or (f."timestamp" at time zone r.time_zone)::pg_catalog.time < r.closes end)
+      else false end
+    where f.feed_id > p_after and f.feed_id <= p_upto and f.kind = 'entry'
+    order by r.rule, f.identity_source, f.user_identity, f.scope,
+      meshaudit_private.window_of(r.period, f."timestamp"), f.feed_id) h
+$$;
+comment on function meshaudit_private.hits_of_entries(bigint, bigint) is 'What rolled_back, gap and hours find in a range of the feed.';
+
+-- Rules that count: reads, denials. A window slides by sixths.
+create function meshaudit_private.hits_of_counts(p_after bigint, p_upto bigint) returns meshaudit_private.alert_hit[]
+language plpgsql volatile set search_path = ''
+as $$
+begin
+  insert into meshaudit_private.alert_counts as c (rule, identity_source, user_identity, bucket, scope, count)
+    select r.rule, f.identity_source, f.user_identity, meshaudit_private.window_of(r.period / 6, f."timestamp"),
+      case when min(f.scope) = max(f.scope) then min(f.scope) else '*' end, pg_catalog.count(*)
+    from meshaudit.audit_feed f
+    join meshaudit_private.alert_rules r on r.enabled and meshaudit_private.is_access(f.secret_table) and case r.rule
+      when 'reads' then f.operation = 'read' and f.outcome <> 'denied'
+      when 'denials' then f.outcome = 'denied' else false end
+    where f.feed_id > p_after and f.feed_id <= p_upto and f.kind = 'entry'
+    group by 1, 2, 3, 4
+    on conflict (rule, identity_source, user_identity, bucket) do update set count = c.count + excluded.count,
+      scope = case when c.scope = excluded.scope then c.scope else '*' end;
+  return (
+    select pg_catalog.array_agg(row(n.rule, n.severity, pg_catalog.concat_ws(' ', n.identity_source, n.user_identity),
+        meshaudit_private.window_of(n.period, n.last_at), s.scope, n.user_identity, n.identity_source,
+        pg_catalog.format('%s %s within %s', s.total, n.rule, n.period), n.last_at, s.total, n.count, n.last_id,
+        null, null, n.ip_address)::meshaudit_private.alert_hit)
+    from (
+      select r.rule, r.severity, r.period, r.threshold, f.identity_source, f.user_identity,
+        max(f."timestamp") as last_at, max(f.id) as last_id, pg_catalog.count(*) as count,
+        case when min(f.ip_address) = max(f.ip_address) then min(f.ip_address) end as ip_address
+      from meshaudit.audit_feed f
+      join meshaudit_private.alert_rules r on r.enabled and meshaudit_private.is_access(f.secret_table) and case r.rule
+        when 'reads' then f.operation = 'read' and f.outcome <> 'denied'
+        when 'denials' then f.outcome = 'denied' else false end
+      where f.feed_id > p_after and f.feed_id <= p_upto and f.kind = 'entry'
+      group by r.rule, f.identity_source, f.user_identity) n,
+    lateral (
+      select pg_catalog.sum(c.count)::pg_catalog.int8 as total,
+        case when min(c.scope) = max(c.scope) then min(c.scope) else '*' end as scope
+      from meshaudit_private.alert_counts c
+      where c.rule = n.rule and c.identity_source = n.identity_source and c.user_identity = n.user_identity
+        and c.bucket > n.last_at - n.period and c.bucket <= n.last_at) s
+    where s.total >= n.threshold);
+end
+$$;
+comment on function meshaudit_private.hits_of_counts(bigint, bigint) is 'What reads and denials find in a range of the feed.';
+
+-- Rules about what is new: new_secret, new_network. What was not used for 90 days is new again.
+create function meshaudit_private.hits_of_news(p_after bigint, p_upto bigint) returns meshaudit_private.alert_hit[]
+language plpgsql volatile set search_path = ''
+as $$
+declare
+  v_hits meshaudit_private.alert_hit[];
+  v_new pg_catalog.int8;
+begin
+  with used as materialized (
+    select distinct on (r.rule, f.identity_source, f.user_identity, w.what)
+      r.rule, r.severity, r.period, r.enabled_at + r.learns as since, w.what, w.told, f.identity_source, f.user_identity,
+      f.scope, f.id, f.secret_id, f.secret_table, f.ip_address, f."timestamp"
+    from meshaudit.audit_feed f
+    join meshaudit_private.alert_rules r on r.enabled and r.rule in ('new_secret', 'new_network'),
+    lateral (
+      select pg_catalog.sha256(pg_catalog.convert_to(f.secret_table || ' ' || f.secret_id, 'UTF8')), 'a first access to this secret'
+        where r.rule = 'new_secret' and f.outcome <> 'denied'
+      union all
+      select pg_catalog.inet_send(n.net), pg_catalog.format('a first access from the network %s', n.net)
+        from (select pg_catalog.network(pg_catalog.set_masklen(f.ip_address,
+          case pg_catalog.family(f.ip_address) when 4 then 24 else 48 end))::pg_catalog.inet as net) n
+        where r.rule = 'new_network' and n.net is not null) w (what, told)
+    where f.feed_id > p_after and f.feed_id <= p_upto and f.kind = 'entry' and meshaudit_private.is_access(f.secret_table)
+    order by r.rule, f.identity_source, f.user_identity, w.what, f.feed_id
+  ), noted as (
+    insert into meshaudit_private.alert_seen as s (rule, identity_source, user_identity, what, seen_at)
+      select u.rule, u.identity_source, u.user_identity, u.what, u."timestamp" from used u
+      on conflict (rule, identity_source, user_identity, what) do update set seen_at = excluded.seen_at
+        where s.seen_at < excluded.seen_at - '1 day'::pg_catalog.interval
+      returning s.rule, s.identity_source, s.user_identity, s.what, s.xmax = 0 as fresh
+  ), fresh as (
+    select u.* from used u join noted n on n.fresh and n.rule = u.rule and n.identity_source = u.identity_source
+      and n.user_identity = u.user_identity and n.what = u.what
+  )
+  select
+    (select pg_catalog.array_agg(row(h.rule, h.severity,
+        pg_catalog.concat_ws(' ', h.identity_source, h.user_identity, h.scope), h.window_start, h.scope, h.user_identity,
+        h.identity_source, h.told, h."timestamp", h.count, h.count, h.id, h.secret_id, h.secret_table,
+        h.ip_address)::meshaudit_private.alert_hit)
+      from (
+        select distinct on (f.rule, f.identity_source, f.user_identity, f.scope, w.window_start) f.*, w.window_start,
+          pg_catalog.count(*) over (partition by f.rule, f.identity_source, f.user_identity, f.scope, w.window_start) as count
+        from fresh f, lateral (select meshaudit_private.window_of(f.period, f."timestamp") as window_start) w
+        where f."timestamp" >= f.since
+        order by f.rule, f.identity_source, f.user_identity, f.scope, w.window_start, f.id) h),
+    (select pg_catalog.count(*) from fresh)
+    into v_hits, v_new;
+  if v_new > 0 then
+    update meshaudit_private.alert_state set seen = seen + v_new where singleton;
+  end if;
+  return v_hits;
+end
+$$;
+comment on function meshaudit_private.hits_of_news(bigint, bigint) is 'What new_secret and new_network find in a range of the feed.';
+
+-- Rules about the system; p_quiet is how long nobody had fed although there was something to feed.
+create function meshaudit_private.hits_of_system(p_quiet interval) returns meshaudit_private.alert_hit[]
+language sql stable set search_path = ''
+as $$
+  select pg_catalog.array_agg(row(r.rule, r.severity, '', meshaudit_private.window_of(r.period, f.at), '*', null, null,
+      f.message, f.at, 1, 1, null, null, null, null)::meshaudit_private.alert_hit)
+  from meshaudit_private.alert_rules r
+  join (
+    select 'verification' as rule, coalesce(s.verified_at, pg_catalog.clock_timestamp()) as at,
+      pg_catalog.format('verify() found %s problems', s.verified_problems) as message, 0::pg_catalog.int8 as threshold
+    from meshaudit_private.settings s where s.verified_problems > 0
+    union all
+    select 'lag', pg_catalog.clock_timestamp(),
+      pg_catalog.format('nobody sealed or fed for %s seconds', pg_catalog.round(extract(epoch from q.quiet))),
+      q.quiet_seconds
+    from (
+      select greatest(p_quiet, case when j.armed then pg_catalog.clock_timestamp() - p.sealed_at end) as quiet,
+        extract(epoch from greatest(p_quiet, case when j.armed then pg_catalog.clock_timestamp() - p.sealed_at end))::pg_catalog.int8
+          as quiet_seconds
+      from meshaudit_private.journal j, meshaudit_private.journal_progress p) q
+    where q.quiet is not null
+    union all
+    select 'partitions', pg_catalog.clock_timestamp(), pg_catalog.format('%s partitions ahead of now; run meshaudit.maintain()', a.ahead),
+      -a.ahead
+    from (
+      select pg_catalog.count(*) as ahead from pg_catalog.pg_inherits i
+      join pg_catalog.pg_class c on c.oid = i.inhrelid
+      where i.inhparent = 'meshaudit_private.ledger'::pg_catalog.regclass
+        and pg_catalog.substring(pg_catalog.pg_get_expr(c.relpartbound, c.oid), 'FROM [(]''([^'']+)''')::pg_catalog.timestamptz
+          > pg_catalog.clock_timestamp()) a
+  ) f on f.rule = r.rule and case r.rule
+    when 'lag' then f.threshold >= r.threshold
+    when 'partitions' then -f.threshold < r.threshold
+    else true end
+  where r.enabled
+$$;
+comment on function meshaudit_private.hits_of_system(interval) is 'What verification, lag and partitions find.';
+
+-- sql/78_alerts.sql
+
+-- Raising alerts in the worker's turn. Whoever raises holds the row of feed_state. No access takes part in it.
+
+create trigger append_only before insert or update or delete or truncate on meshaudit_private.alerts
+  for each statement execute function meshaudit_private.guard_feed();
+create trigger append_only before insert or update or delete or truncate on meshaudit_private.alert_acknowledgements
+  for each statement execute function meshaudit_private.guard_feed();
+alter table meshaudit_private.alerts enable always trigger append_only;
+alter table meshaudit_private.alert_acknowledgements enable always trigger append_only;
+
+-- Makes alerts of hits: a row, an event of the feed, a NOTIFY, and one delivery a webhook; or counts one that is there.
+-- Returns how many are new, which is how many events were added after p_last_id.
+create function meshaudit_private.raise_alerts(p_hits meshaudit_private.alert_hit[], p_last_id bigint) returns bigint
+language plpgsql volatile set search_path = ''
+as $$
+declare
+  h meshaudit_private.alert_hit;
+  a meshaudit_private.alerts;
+  v_made pg_catalog.int8 := 0;
+  v_last pg_catalog.int8 := (select s.last_alert_id from meshaudit_private.alert_state s);
+begin
+  foreach h in array coalesce(p_hits, '{}') loop
+    insert into meshaudit_private.alerts (alert_id, rule, severity, scope, user_identity, identity_source, message,
+        happened_at, entry_id, secret_id, secret_table, ip_address, dedupe, window_start)
+      values (v_last + v_made + 1, h.rule, h.severity, h.scope, h.user_identity, h.identity_source, h.message,
+        h.happened_at, h.entry_id, h.secret_id, h.secret_table, h.ip_address, h.dedupe, h.window_start)
+      on conflict (rule, dedupe, window_start) do nothing
+      returning * into a;
+    if not found then
+      update meshaudit_private.alert_repeats r set count = r.count + h.more, last_at = greatest(r.last_at, h.happened_at)
+        where r.alert_id = (select o.alert_id from meshaudit_private.alerts o
+          where o.rule = h.rule and o.dedupe = h.dedupe and o.window_start = h.window_start);
+      continue;
+    end if;
+    v_made := v_made + 1;
+    insert into meshaudit_private.alert_repeats (alert_id, count, last_at) values (a.alert_id, h.count, h.happened_at);
+    insert into meshaudit.audit_feed (feed_id, kind, scope, "timestamp", user_identity, identity_source, secret_id,
+        secret_table, ip_address, alert)
+      values (p_last_id + v_made, 'alert', a.scope, a.raised_at, a.user_identity, a.identity_source, a.secret_id,
+        a.secret_table, a.ip_address, meshaudit_private.alert_json(a, h.count));
+    insert into meshaudit_private.alert_outbox (webhook_id, alert_id)
+      select w.webhook_id, a.alert_id from meshaudit_private.webhooks w
+      where 100000 > (select pg_catalog.count(*) from (select from meshaudit_private.alert_outbox limit 100000) o);
+    perform pg_catalog.pg_notify('meshaudit_alert', a.alert_id::pg_catalog.text);
+  end loop;
+  if v_made > 0 then
+    update meshaudit_private.alert_state set last_alert_id = v_last + v_made where singleton;
+  end if;
+  return v_made;
+end
+$$;
+comment on function meshaudit_private.raise_alerts(meshaudit_private.alert_hit[], bigint) is
+  'Makes alerts of what rules have found, as events after p_last_id; returns how many are new.';
+
+create function meshaudit_private.alert_json(a meshaudit_private.alerts, p_count bigint) returns jsonb
+language sql stable
+return pg_catalog.jsonb_build_object('alert_id', a.alert_id, 'raised_at', a.raised_at, 'rule', a.rule,
+  'severity', a.severity, 'message', a.message, 'scope', a.scope, 'user_identity', a.user_identity,
+  'identity_source', a.identity_source, 'happened_at', a.happened_at, 'window_start', a.window_start, 'count', p_count,
+  'entry_id', a.entry_id, 'secret_id', a.secret_id, 'secret_table', a.secret_table,
+  'ip_address', pg_catalog.host(a.ip_address));
+comment on function meshaudit_private.alert_json(meshaudit_private.alerts, bigint) is 'An alert as JSON.';
+
+-- Bounds what rules remember.
+create function meshaudit_private.forget() returns void
+language plpgsql volatile set search_path = ''
+as $$
+declare
+  v_gone pg_catalog.int8;
+begin
+  delete from meshaudit_private.alert_counts c where c.bucket < pg_catalog.clock_timestamp() - 2 * (
+    select max(r.period) from meshaudit_private.alert_rules r where r.rule in ('reads', 'denials'));
+  delete from meshaudit_private.alert_seen s where s.ctid = any (array(
+    select o.ctid from meshaudit_private.alert_seen o order by o.seen_at
+    limit (select greatest(t.seen - 500000, 0) from meshaudit_private.alert_state t)))
+    or s.seen_at < pg_catalog.clock_timestamp() - '90 days'::pg_catalog.interval;
+  get diagnostics v_gone = row_count;
+  update meshaudit_private.alert_state set seen = greatest(seen - v_gone, 0), checked_at = pg_catalog.clock_timestamp()
+    where singleton;
+  delete from meshaudit_private.alert_outbox o where o.ended_at < pg_catalog.clock_timestamp() - '7 days'::pg_catalog.interval;
+end
+$$;
+comment on function meshaudit_private.forget() is 'Drops what rules and the outbox need no more.';
+
+-- The rules' turn over what is new in the feed, up to p_upto; returns how many alerts, and events, it added. What fails is
+-- looked at again the next time.
+create function meshaudit_private.evaluate(p_upto bigint, p_quiet interval) returns bigint
+language plpgsql volatile set search_path = ''
+as $$
+declare
+  s meshaudit_private.alert_state;
+  v_upto pg_catalog.int8;
+  v_hits meshaudit_private.alert_hit[];
+begin
+  select * into s from meshaudit_private.alert_state;
+  v_upto := least(p_upto, s.evaluated_id + 20000);
+  if v_upto > s.evaluated_id then
+    v_hits := meshaudit_private.hits_of_entries(s.evaluated_id, v_upto)
+      || meshaudit_private.hits_of_counts(s.evaluated_id, v_upto)
+      || meshaudit_private.hits_of_news(s.evaluated_id, v_upto);
+    update meshaudit_private.alert_state set evaluated_id = v_upto where singleton;
+  end if;
+  if p_quiet > '10 seconds'::pg_catalog.interval or s.checked_at < pg_catalog.clock_timestamp() - '10 seconds'::pg_catalog.interval then
+    v_hits := v_hits || meshaudit_private.hits_of_system(p_quiet);
+    perform meshaudit_private.forget();
+  end if;
+  return meshaudit_private.raise_alerts(v_hits, p_upto);
+end
+$$;
+comment on function meshaudit_private.evaluate(bigint, interval) is 'Applies the rules to new events; returns how many alerts it raised.';
+
+create policy auditors_read on meshaudit_private.alerts for select to meshaudit_auditor
+  using ('*' = any ((select meshaudit_private.feed_scopes(current_user))::text[])
+         or scope = any ((select meshaudit_private.feed_scopes(current_user))::text[]));
+create policy auditors_read on meshaudit_private.alert_repeats for select to meshaudit_auditor
+  using (exists (select from meshaudit_private.alerts a where a.alert_id = alert_repeats.alert_id));
+create policy auditors_read on meshaudit_private.alert_acknowledgements for select to meshaudit_auditor
+  using (exists (select from meshaudit_private.alerts a where a.alert_id = alert_acknowledgements.alert_id));
+create policy auditors_read on meshaudit_private.alert_rules for select to meshaudit_auditor using (true);
+grant select on meshaudit_private.alerts, meshaudit_private.alert_repeats, meshaudit_private.alert_acknowledgements,
+  meshaudit_private.alert_rules to meshaudit_auditor;
+
+create view meshaudit.alerts with (security_invoker = true) as
+  select a.alert_id, a.raised_at, a.rule, a.severity, a.scope, a.user_identity, a.identity_source, a.message,
+    a.happened_at, r.last_at, r.count, a.entry_id, a.secret_id, a.secret_table, a.ip_address, a.window_start,
+    k.acknowledged_at, k.acknowledged_by, k.note
+  from meshaudit_private.alerts a
+  join meshaudit_private.alert_repeats r on r.alert_id = a.alert_id
+  left join lateral (
+    select c.acknowledged_at, c.acknowledged_by, c.note from meshaudit_private.alert_acknowledgements c
+    where c.alert_id = a.alert_id order by c.acknowledgement_id limit 1) k on true;
+grant select on meshaudit.alerts to meshaudit_auditor;
+comment on view meshaudit.alerts is 'What the alert rules have raised, how often in the window, and who first acknowledged it.';
+
+create view meshaudit.alert_rules with (security_invoker = true) as
+  select r.rule, r.enabled, r.severity, r.threshold, r.period, r.learns, r.time_zone, r.opens, r.closes, r.days, r.about
+  from meshaudit_private.alert_rules r;
+grant select on meshaudit.alert_rules to meshaudit_auditor;
+comment on view meshaudit.alert_rules is 'The alert rules; changed by meshaudit.set_alert_rule().';
+
+-- sql/78_alerts_api.sql
+
+-- What people do with alerts: acknowledge, test, change rules; and the webhooks with their outbox.
+
+create function meshaudit_private.acknowledge_alert(p_alert_id bigint, p_note text, p_role text) returns boolean
+language plpgsql volatile security definer set search_path = ''
+as $$
+declare
+  v_scopes constant pg_catalog.text[] := meshaudit_private.visible_scopes(p_role);
+  v_caller constant meshaudit_private.caller := meshaudit_private.session_caller();
+begin
+  insert into meshaudit_private.alert_acknowledgements (alert_id, acknowledged_by, identity_source, note)
+    select a.alert_id, v_caller.user_identity, v_caller.identity_source, meshaudit_private.clean(p_note, 1000)
+    from meshaudit_private.alerts a
+    where a.alert_id = p_alert_id and ('*' = any (v_scopes) or a.scope = any (v_scopes)
+      -- who sees all, without a grant
+      or exists (select from pg_catalog.pg_roles r where r.rolname = p_role and (r.rolsuper or r.rolbypassrls)));
+  return found;
+end
+$$;
+revoke all on function meshaudit_private.acknowledge_alert(bigint, text, text) from public;
+grant execute on function meshaudit_private.acknowledge_alert(bigint, text, text) to meshaudit_auditor;
+
+create function meshaudit.acknowledge_alert(alert_id bigint, note text default null) returns boolean
+language sql volatile security invoker
+return meshaudit_private.acknowledge_alert(alert_id, note, current_user);
+revoke all on function meshaudit.acknowledge_alert(bigint, text) from public;
+grant execute on function meshaudit.acknowledge_alert(bigint, text) to meshaudit_auditor;
+
+create function meshaudit.test_alert() returns bigint
+language plpgsql volatile security definer set search_path = ''
+as $$
+declare
+  s meshaudit_private.feed_state;
+  v_now constant pg_catalog.timestamptz := pg_catalog.clock_timestamp();
+begin
+  select * into s from meshaudit_private.feed_state for update;
+  update meshaudit_private.feed_state set last_id = s.last_id + meshaudit_private.raise_alerts(array[row(
+    'test', 'info', pg_catalog.gen_random_uuid()::pg_catalog.text, v_now, '*', session_user::pg_catalog.text, 'database',
+    'a test', v_now, 1, 1, null, null, null, null)::meshaudit_private.alert_hit], s.last_id) where singleton;
+  perform pg_catalog.pg_notify('meshaudit_feed', (s.last_id + 1)::pg_catalog.text);
+  return (select a.last_alert_id from meshaudit_private.alert_state a);
+end
+$$;
+revoke all on function meshaudit.test_alert() from public;
+grant execute on function meshaudit.test_alert() to meshaudit_operator;
+
+create function meshaudit.set_alert_rule(
+  rule text, enabled boolean default null, threshold bigint default null, period interval default null,
+  learns interval default null, severity text default null, time_zone text default null, opens time default null,
+  closes time default null, days int[] default null
+) returns void
+language plpgsql volatile security definer set search_path = ''
+as $$
+declare
+  v_found pg_catalog.bool;
+begin
+  begin
+    perform pg_catalog.now() at time zone time_zone;
+    update meshaudit_private.alert_rules r set
+      enabled_at = case when set_alert_rule.enabled and not r.enabled or set_alert_rule.learns is not null
+        then pg_catalog.clock_timestamp() else r.enabled_at end,
+      enabled = coalesce(set_alert_rule.enabled, r.enabled), threshold = coalesce(set_alert_rule.threshold, r.threshold),
+      period = coalesce(set_alert_rule.period, r.period), learns = coalesce(set_alert_rule.learns, r.learns),
+      severity = coalesce(set_alert_rule.severity, r.severity), time_zone = coalesce(set_alert_rule.time_zone, r.time_zone),
+      opens = coalesce(set_alert_rule.opens, r.opens), closes = coalesce(set_alert_rule.closes, r.closes),
+      days = coalesce(set_alert_rule.days, r.days)
+      where r.rule = set_alert_rule.rule
+        and (set_alert_rule.threshold is null or r.threshold is not null)
+        and (set_alert_rule.learns is null or r.learns is not null)
+        and (r.opens is not null or coalesce(set_alert_rule.time_zone, set_alert_rule.opens::pg_catalog.text,
+          set_alert_rule.closes::pg_catalog.text, set_alert_rule.days::pg_catalog.text) is null);
+    v_found := found;
+  exception when check_violation or data_exception then
+    raise exception 'bad value for alert rule "%"', rule using errcode = 'MA005',
+      hint = 'severity: info, warning, critical; threshold from 1; period 10 seconds to 31 days; learns 0 to 366 days; days 1 (Monday) to 7; time_zone as in pg_timezone_names.';
+  end;
+  if not v_found then
+    raise exception 'no alert rule "%" that takes these values', pg_catalog."left"(rule, 100) using errcode = 'MA005',
+      hint = 'Rules and what they take: select * from meshaudit.alert_rules; null is what a rule does not take.';
+  end if;
+  insert into meshaudit_private.ledger (secret_id, access_type, operation, outcome, secret_table, scope)
+    values (rule, 'write', 'update', 'granted', 'meshaudit.alert_rules', '*');
+end
+$$;
+revoke all on function meshaudit.set_alert_rule(text, boolean, bigint, interval, interval, text, text, time, time, int[]) from public;
+
+create function meshaudit.add_webhook(url text, secret text default null, out webhook_id int, out signing_secret text)
+language plpgsql volatile security definer set search_path = ''
+as $$
+begin
+  signing_secret := coalesce(secret, 'whsec_' || pg_catalog.encode(pg_catalog.uuid_send(pg_catalog.gen_random_uuid())
+    || pg_catalog.uuid_send(pg_catalog.gen_random_uuid()), 'base64'));
+  if url is null or url !~ '^(https://[^/ ]+|http://(localhost|127[.]0[.]0[.]1|\[::1\])(:[0-9]+)?)(/[^ ]*)?$'
+     or signing_secret !~ '^whsec_[A-Za-z0-9+/]{32,88}={0,2}$' then
+    raise exception 'a webhook takes an https URL and a secret of 24 to 64 bytes' using errcode = 'MA005',
+      hint = 'http is for localhost alone; a secret looks like whsec_ and base64; without one it is made.';
+  end if;
+  insert into meshaudit_private.webhooks (url, secret, added_by) values (add_webhook.url, signing_secret, session_user)
+    returning webhooks.webhook_id into add_webhook.webhook_id;
+  insert into meshaudit_private.ledger (secret_id, access_type, operation, outcome, secret_table, scope)
+    values (webhook_id::pg_catalog.text, 'write', 'create', 'granted', 'meshaudit.webhooks', '*');
+end
+$$;
+revoke all on function meshaudit.add_webhook(text, text) from public;
+
+create function meshaudit.remove_webhook(webhook_id int) returns boolean
+language plpgsql volatile security definer set search_path = ''
+as $$
+begin
+  delete from meshaudit_private.webhooks w where w.webhook_id = remove_webhook.webhook_id;
+  if not found then
+    return false;
+  end if;
+  insert into meshaudit_private.ledger (secret_id, access_type, operation, outcome, secret_table, scope)
+    values (webhook_id::pg_catalog.text, 'write', 'delete', 'granted', 'meshaudit.webhooks', '*');
+  return true;
+end
+$$;
+revoke all on function meshaudit.remove_webhook(int) from public;
+
+create function meshaudit.webhooks() returns table (webhook_id int, url text, added_at timestamptz, waiting bigint, last_error text)
+language sql stable security definer set search_path = ''
+as $$
+  select w.webhook_id, w.url, w.added_at,
+    (select pg_catalog.count(*) from meshaudit_private.alert_outbox o where o.webhook_id = w.webhook_id and o.next_at is not null),
+    (select o.error from meshaudit_private.alert_outbox o where o.webhook_id = w.webhook_id and o.error is not null
+      order by o.delivery_id desc limit 1)
+  from meshaudit_private.webhooks w order by w.webhook_id
+$$;
+revoke all on function meshaudit.webhooks() from public;
+grant execute on function meshaudit.webhooks() to meshaudit_operator;
+
+-- What is due, leased for a minute: who takes it and dies leaves it to be taken again, with the same message_id.
+create function meshaudit.take_deliveries(most int default 20)
+returns table (delivery_id bigint, url text, secret text, message_id text, body jsonb)
+language sql volatile security definer set search_path = ''
+as $$
+  with taken as (
+    update meshaudit_private.alert_outbox o
+      set attempts = o.attempts + 1, next_at = pg_catalog.clock_timestamp() + '1 minute'::pg_catalog.interval
+      where o.delivery_id in (
+        select d.delivery_id from meshaudit_private.alert_outbox d
+        where d.next_at <= pg_catalog.clock_timestamp() order by d.next_at limit least(greatest(most, 0), 100)
+        for update skip locked)
+      returning o.delivery_id, o.webhook_id, o.alert_id, o.message_id
+  )
+  select t.delivery_id, w.url, w.secret, t.message_id, pg_catalog.jsonb_build_object('type', 'meshaudit.alert',
+    'timestamp', a.raised_at, 'data', meshaudit_private.alert_json(a, r.count))
+  from taken t
+  join meshaudit_private.webhooks w on w.webhook_id = t.webhook_id
+  join meshaudit_private.alerts a on a.alert_id = t.alert_id
+  join meshaudit_private.alert_repeats r on r.alert_id = t.alert_id
+$$;
+revoke all on function meshaudit.take_deliveries(int) from public;
+grant execute on function meshaudit.take_deliveries(int) to meshaudit_operator;
+
+-- Null p_error: it was taken. Else again after 5 s, 10 s, 20 s … at most 6 h, 20 times: three days.
+create function meshaudit.end_delivery(delivery_id bigint, error text default null) returns void
+language sql volatile security definer set search_path = ''
+as $$
+  update meshaudit_private.alert_outbox o set
+    error = pg_catalog."left"(end_delivery.error, 500),
+    ended_at = case when end_delivery.error is null or o.attempts >= 20 then pg_catalog.clock_timestamp() end,
+    next_at = case when end_delivery.error is not null and o.attempts < 20 then pg_catalog.clock_timestamp()
+      + least('5 seconds'::pg_catalog.interval * pg_catalog.power(2, o.attempts - 1) * (0.75 + pg_catalog.random() / 2),
+        '6 hours'::pg_catalog.interval) end
+    where o.delivery_id = end_delivery.delivery_id and o.next_at is not null
+$$;
+revoke all on function meshaudit.end_delivery(bigint, text) from public;
+grant execute on function meshaudit.end_delivery(bigint, text) to meshaudit_operator;
+
+comment on function meshaudit_private.acknowledge_alert(bigint, text, text) is 'meshaudit.acknowledge_alert(), for a role.';
+comment on function meshaudit.acknowledge_alert(bigint, text) is 'Notes that the caller has taken note of an alert; false if the caller sees no such alert.';
+comment on function meshaudit.test_alert() is 'Raises an alert of rule test, which goes every way that alerts go; returns its id.';
+comment on function meshaudit.set_alert_rule(text, boolean, bigint, interval, interval, text, text, time, time, int[]) is
+  'Changes an alert rule; what is null stays. Recorded as an update of meshaudit.alert_rules. Raises MA005 on a bad rule or value.';
+comment on function meshaudit.add_webhook(text, text) is 'Has alerts sent to a URL, signed by the Standard Webhooks scheme; returns the secret, made if none was given, for the receiver. Recorded.';
+comment on function meshaudit.remove_webhook(int) is 'No more alerts to that webhook; what waits for it goes. Recorded. False if there is none.';
+comment on function meshaudit.webhooks() is 'The webhooks, without their secrets: how many alerts wait, and the last error.';
+comment on function meshaudit.take_deliveries(int) is 'Alerts to be sent now, with the secret to sign with, for a sender; end_delivery() says how it went.';
+comment on function meshaudit.end_delivery(bigint, text) is 'How a delivery went: null is well, else it comes again later, 20 times at most.';
+
+-- sql/79_tick.sql
+
+-- One turn of the worker: seal what the journal holds, then feed. Feeding does without a journal, and by itself.
+
+create function meshaudit.feed() returns bigint
+language sql volatile security invoker
+return meshaudit_private.feed(10000);
+revoke all on function meshaudit.feed() from public;
+grant execute on function meshaudit.feed() to meshaudit_operator;
+
+create function meshaudit.seal() returns bigint
+language sql volatile security invoker
+begin atomic
+  with sealed as materialized (
+    select meshaudit_private.seal(100000) as entries
+  )
+  select s.entries from sealed s where meshaudit_private.feed_after_seal(10000) is not null;
+end;
+revoke all on function meshaudit.seal() from public;
+grant execute on function meshaudit.seal() to meshaudit_operator;
+
+create function meshaudit.feed_range(out oldest bigint, out newest bigint)
+language sql stable security invoker
+begin atomic
+  select r.oldest, r.newest from meshaudit_private.feed_range() r;
+end;
+revoke all on function meshaudit.feed_range() from public;
+grant execute on function meshaudit.feed_range() to meshaudit_auditor;
+
+comment on function meshaudit.feed() is
+  'Feeds meshaudit.audit_feed: adds the entries committed since the last run, at most 10,000, and drops the oldest events beyond the setting feed_keep. Returns how many events it added: call it again while that is 10,000 or more. seal() does it too. One at a time: 0 if another runs.';
+comment on function meshaudit.seal() is
+  'Seals the journal: makes entries of its records that have none (rolled back, READ ONLY, denied, journal mode), then feeds meshaudit.audit_feed. Returns how many entries it made. Call it again until it returns 0. Needs meshaudit_operator and REPLICATION. One at a time: 0 if another runs. Raises MA002 if the journal is not armed or its slot is lost.';
+comment on function meshaudit.feed_range() is
+  'The oldest and the newest feed_id there is, whoever may see those events: who has seen less than oldest - 1 has missed events, and finds them in audit_logs.';
+
 -- sql/80_protections.sql
 
 -- Tables under audit. protect() moves the table to schema meshaudit_protected; a view takes its name.
@@ -3327,15 +4793,100 @@ alter table meshaudit_private.reveal_key enable row level security;
 insert into meshaudit_private.reveal_key (key)
   values (sha256(uuid_send(gen_random_uuid()) || uuid_send(gen_random_uuid()) || uuid_send(gen_random_uuid())));
 
+-- sql/80_realtime.sql
+
+-- Supabase's Realtime: the feed in the publication supabase_realtime. Adding a table takes the owner of the publication
+-- who also acts as the table's owner; nobody does the latter but while installing, or here.
+
+create function meshaudit.publish_feed() returns text
+language plpgsql volatile security invoker set search_path = ''
+as $$
+declare
+  v_joined pg_catalog.bool := false;
+begin
+  if not exists (select from pg_catalog.pg_publication p where p.pubname = 'supabase_realtime') then
+    return 'there is no publication supabase_realtime';
+  elsif exists (select from pg_catalog.pg_publication_tables t
+      where t.pubname = 'supabase_realtime' and t.schemaname = 'meshaudit' and t.tablename = 'audit_feed') then
+    return 'published already';
+  end if;
+  if not pg_catalog.pg_has_role(current_user, 'meshaudit_owner', 'USAGE') then
+    execute pg_catalog.format('grant meshaudit_owner to %I', current_user);
+    v_joined := true;
+  end if;
+  alter publication supabase_realtime add table meshaudit.audit_feed;
+  if v_joined then
+    execute pg_catalog.format('revoke meshaudit_owner from %I', current_user);
+  end if;
+  return 'published';
+end
+$$;
+revoke all on function meshaudit.publish_feed() from public;
+
+comment on function meshaudit.publish_feed() is
+  'Adds meshaudit.audit_feed to the publication supabase_realtime; says what it did. For who owns that publication and has installed meshaudit. To take it out: alter publication supabase_realtime drop table meshaudit.audit_feed.';
+
+create function meshaudit_private.feed_status() returns table ("check" text, ok boolean, detail text)
+language plpgsql volatile set search_path = ''
+as $$
+declare
+  s meshaudit_private.feed_state;
+  v_behind pg_catalog.int8;
+  v_age pg_catalog.interval;
+  v_list pg_catalog.text;
+begin
+  select * into s from meshaudit_private.feed_state;
+  select coalesce(pg_catalog.sum(h.seq - coalesce(f.seq, 0)), 0) into v_behind
+    from meshaudit_private.lane_heads h left join meshaudit_private.feed_lanes f on f.lane = h.lane
+    where h.seq > coalesce(f.seq, 0);
+  v_age := pg_catalog.clock_timestamp() - s.ran_at;
+  "check" := 'feed';
+  ok := s.failure is null and (v_behind = 0 or v_age < '60 seconds'::pg_catalog.interval) and v_behind < 100000;
+  detail := coalesce('fails: ' || pg_catalog."left"(s.failure, 200) || '; ', '')
+    || pg_catalog.format('%s entries behind, last run %s', v_behind,
+      coalesce(pg_catalog.round(extract(epoch from v_age)) || ' seconds ago', 'never'))
+    || case when ok then '' else '; is meshaudit seal --follow running?' end;
+  return next;
+
+  "check" := 'realtime';
+  select pg_catalog.string_agg(distinct t.pubname, ', ') into v_list
+    from pg_catalog.pg_publication_tables t where t.schemaname = 'meshaudit_private';
+  if v_list is not null then
+    ok := false;
+    detail := 'publications that stream the inside of the log and the vault: ' || v_list || '; name their tables instead of all';
+  elsif not exists (select from pg_catalog.pg_publication p where p.pubname = 'supabase_realtime') then
+    ok := true;
+    detail := 'no publication supabase_realtime';
+  else
+    ok := exists (select from pg_catalog.pg_publication_tables t
+      where t.pubname = 'supabase_realtime' and t.schemaname = 'meshaudit' and t.tablename = 'audit_feed');
+    detail := case when ok then 'supabase_realtime publishes the feed'
+      else 'supabase_realtime does not publish the feed; as its owner: select meshaudit.publish_feed()' end;
+  end if;
+  return next;
+
+  "check" := 'alerts';
+  select pg_catalog.count(*) filter (where o.next_at is not null and o.attempts > 0), max(o.error) into v_behind, v_list
+    from meshaudit_private.alert_outbox o
+    where o.next_at is null and o.error is not null or o.alert_id in (
+      select a.alert_id from meshaudit_private.alerts a where a.raised_at < pg_catalog.clock_timestamp() - '5 minutes'::pg_catalog.interval);
+  ok := v_behind = 0 and v_list is null;
+  detail := case when ok then 'no delivery is stuck'
+    else pg_catalog.format('%s deliveries stuck or given up; last error: %s; see meshaudit alerts webhooks', v_behind, coalesce(v_list, 'none')) end;
+  return next;
+end
+$$;
+comment on function meshaudit_private.feed_status() is 'The feed''s checks for meshaudit.status().';
+
 -- sql/81_record_reveal.sql
 
 -- Recording the reads and writes of a protected table.
 
 -- Records that a value is about to be revealed. A query may evaluate a view's column several times for one row, and a row
 -- may have several secret columns: the last row is remembered for the statement, under a MAC, since a session can set
--- any setting. Who brings back an old mark gets what that very statement has recorded already.
+-- any setting. So is its version: a statement can last for hours, and meet a value that others have changed meanwhile. Who brings back an old mark gets what that very statement has recorded already.
 create function meshaudit_private.record_reveal(
-  p_secret_table text, p_secret_id text, p_scope text, p_role name, p_journal boolean
+  p_secret_table text, p_secret_id text, p_version bytea, p_scope text, p_role name, p_journal boolean
 ) returns void
 language plpgsql volatile parallel unsafe set search_path = ''
 as $$
@@ -3344,7 +4895,7 @@ declare
 begin
   select pg_catalog.encode(pg_catalog.sha256(k.key || pg_catalog.timestamptz_send(pg_catalog.transaction_timestamp())
       || pg_catalog.timestamptz_send(pg_catalog.statement_timestamp()) || pg_catalog.int4send(pg_catalog.pg_backend_pid())
-      || pg_catalog.convert_to(p_secret_table || ' ' || p_secret_id, 'UTF8')), 'hex')
+      || p_version || pg_catalog.convert_to(p_secret_table || ' ' || p_secret_id, 'UTF8')), 'hex')
     into v_mark from meshaudit_private.reveal_key k;
   if pg_catalog.current_setting('meshaudit.revealed', true) = v_mark then
     return;
@@ -3381,8 +4932,8 @@ begin
 end
 $$;
 
-comment on function meshaudit_private.record_reveal(text, text, text, name, boolean) is
-  'Records a read of a protected row, once a row and statement. Raises MA002 if it cannot.';
+comment on function meshaudit_private.record_reveal(text, text, bytea, text, name, boolean) is
+  'Records a read of a protected row, once a row, version and statement. Raises MA002 if it cannot.';
 comment on function meshaudit_private.record_writes(text, text[], text, text[], boolean) is
   'Records the writes of a statement on a protected table. Raises MA002 if it cannot.';
 
@@ -3468,6 +5019,14 @@ begin
     perform meshaudit_private.refuse_protection(p_name, 'a secret column is in the primary key, or is the scope',
       'Entries name both in plain text.');
   end if;
+  select n.nspname into v_bad
+    from pg_catalog.pg_attribute a join pg_catalog.pg_type t on t.oid = a.atttypid join pg_catalog.pg_namespace n on n.oid = t.typnamespace
+    where a.attrelid = p_target and a.attname = any (p_secrets || v_keys::pg_catalog.text[])
+      and not pg_catalog.has_schema_privilege('meshaudit_owner', n.oid, 'USAGE') limit 1;
+  if v_bad is not null then
+    perform meshaudit_private.refuse_protection(p_name, pg_catalog.format('meshaudit cannot use the types of schema "%s"', v_bad),
+      pg_catalog.format('Run: grant usage on schema %I to meshaudit_owner', v_bad));
+  end if;
   -- a column generated from a secret tells the secret
   select a.attname into v_bad
     from pg_catalog.pg_attrdef f
@@ -3537,6 +5096,18 @@ begin
   if v_what is not null then
     perform meshaudit_private.refuse_protection(p_name, pg_catalog.format('privileges were granted by others than its owner: %s', v_what),
       'They could not be restored: grant them as the owner (partitions must have the same owner).');
+  end if;
+  -- a view asks for all columns that it has, however few are selected
+  select pg_catalog.string_agg(distinct pg_catalog.pg_get_userbyid(e.grantee), ', ') into v_what
+    from pg_catalog.pg_attribute a, pg_catalog.aclexplode(a.attacl) e
+    where a.attrelid = p_target and e.privilege_type = 'SELECT' and exists (
+      select from pg_catalog.pg_attribute o
+      where o.attrelid = p_target and o.attnum > 0 and not o.attisdropped and o.attname <> all (p_secrets)
+        and not case e.grantee when 0 then exists (select from pg_catalog.aclexplode(o.attacl) x where x.grantee = 0 and x.privilege_type = 'SELECT')
+          else pg_catalog.has_column_privilege(e.grantee, p_target, o.attnum, 'SELECT') end);
+  if v_what is not null then
+    perform meshaudit_private.refuse_protection(p_name, pg_catalog.format('some roles may read only a part of its other columns: %s', v_what),
+      'A view asks for SELECT on all of its columns but the secret ones: grant that, or revoke it.');
   end if;
   select pg_catalog.string_agg(c.relname, ', ') into v_what
     from pg_catalog.pg_class c
@@ -3622,13 +5193,15 @@ declare
   v_value %1$s;
   v_id pg_catalog.text;
   v_scope pg_catalog.text;
+  v_version pg_catalog.bytea;
 begin
-  select b.%2$I, %3$s, %4$s into v_value, v_id, v_scope
+  select b.%2$I, %3$s, %4$s, pg_catalog.xidsend(b.xmin) operator(pg_catalog.||) pg_catalog.tidsend(b.ctid)
+    into v_value, v_id, v_scope, v_version
     from meshaudit_protected.%5$I b where %6$s%7$s;
   if not found then
     %8$s
   end if;
-  perform meshaudit_private.record_reveal(%9$L, v_id, v_scope, $%10$s, %11$L);
+  perform meshaudit_private.record_reveal(%9$L, v_id, v_version, v_scope, $%10$s, %11$L);
   return v_value;
 end
 $body$, pg_catalog.format_type(a.atttypid, null), a.attname, meshaudit_private.id_expression(p.key_columns, 'b'),
@@ -3698,14 +5271,12 @@ comment on function meshaudit_private.writes_function(meshaudit_private.protecti
 
 -- The columns that a caller can write; keys of kind: 'plain', 'identity', 'generated'.
 create function meshaudit_private.columns_of(p_base oid)
-returns table (name name, num int, kind text, type text, fallback text)
+returns table (name name, num int, kind text, type text)
 language sql stable set search_path = ''
 as $$
   select a.attname, a.attnum, case when a.attgenerated <> '' then 'generated' when a.attidentity <> '' then 'identity' else 'plain' end,
-    pg_catalog.format_type(a.atttypid, a.atttypmod),
-    case when a.attgenerated = '' then pg_catalog.pg_get_expr(d.adbin, d.adrelid) end
+    pg_catalog.format_type(a.atttypid, a.atttypmod)
   from pg_catalog.pg_attribute a
-  left join pg_catalog.pg_attrdef d on d.adrelid = a.attrelid and d.adnum = a.attnum
   where a.attrelid = p_base and a.attnum > 0 and not a.attisdropped
   order by a.attnum
 $$;
@@ -3821,7 +5392,7 @@ begin
     pg_catalog.string_agg(pg_catalog.format('case when row(new.%1$I)::pg_catalog.record operator(pg_catalog.*<>) row(old.%1$I)::pg_catalog.record then %2$L end',
       c.name, pg_catalog.format('%1$I = $1.%1$I', c.name)), ', ') as changed,
     pg_catalog.string_agg(pg_catalog.format('when pg_catalog.has_column_privilege(%L, %L, ''UPDATE'') then %L', v_base, c.name,
-      pg_catalog.format('%1$I = $1.%1$I', c.name)), ' ') filter (where c.kind = 'plain' and not c.secret) as touch
+      pg_catalog.format('%1$I = $1.%1$I', c.name)), ' ' order by c.secret, c.num) filter (where c.kind = 'plain') as touch
     into v
     from (select n.*, n.name = any (p.secret_columns) as secret, pg_catalog.cardinality(p.secret_columns) as secrets
       from meshaudit_private.columns_of(p.base) n) c;
@@ -3857,7 +5428,7 @@ end
 $body$,
     case when exists (select from pg_catalog.pg_trigger t where t.tgrelid = p.base and pg_catalog.array_length(t.tgattr::pg_catalog.int2[], 1) > 0)
       then 'false' else 'true' end,
-    v_base, coalesce(v.same_special, ''), v.same_secrets, v.plain, meshaudit_private.unchanged(p, 'old'), v_shown || v_into,
+    v_base, coalesce(v.same_special, ''), v.same_secrets, coalesce(v.plain, v.everything), meshaudit_private.unchanged(p, 'old'), v_shown || v_into,
     v.everything, v.changed, v.touch, pg_catalog.format('update %s b set ', v_base),
     ' where ' || meshaudit_private.unchanged(p, '$2') || v_shown, v_into, meshaudit_private.not_found_body(p));
 end
@@ -3888,7 +5459,7 @@ as $$
     ('delete', meshaudit_private.delete_body(p))) v (verb, body)
 $$;
 
-comment on function meshaudit_private.columns_of(oid) is 'A table''s columns: plain, identity or generated, their type and default.';
+comment on function meshaudit_private.columns_of(oid) is 'A table''s columns: plain, identity or generated, and their type.';
 comment on function meshaudit_private.is_rewritten(oid, int) is 'Whether a row as stored can differ from what was given; p_event 4 insert, 16 update.';
 comment on function meshaudit_private.insert_body(meshaudit_private.protections) is 'Body of the INSTEAD OF INSERT trigger.';
 comment on function meshaudit_private.unchanged(meshaudit_private.protections, text) is 'The condition that a row is still as the statement saw it.';
@@ -3963,14 +5534,16 @@ $$;
 create function meshaudit_private.restore_statements(p_saved jsonb, p_relation oid, p_name text) returns setof text
 language sql stable set search_path = ''
 as $$
-  select pg_catalog.format('revoke all on %s from %s cascade', p_name, x.grantee) from (
+  select s from (
+  select 0::pg_catalog.int8 as k, pg_catalog.format('revoke all on %s from %s cascade', p_name, x.grantee) as s from (
     select distinct case e.grantee when 0 then 'public' else pg_catalog.quote_ident(pg_catalog.pg_get_userbyid(e.grantee)) end as grantee
     from pg_catalog.pg_class c, lateral (
       select a.grantee from pg_catalog.aclexplode(c.relacl) a
       union select a.grantee from pg_catalog.pg_attribute t, pg_catalog.aclexplode(t.attacl) a where t.attrelid = c.oid) e
     where c.oid = p_relation) x
   union all
-  select * from meshaudit_private.grant_statements(p_saved -> 'grants', p_name)
+  select g.k, g.s from meshaudit_private.grant_statements(p_saved -> 'grants', p_name) with ordinality g (s, k)
+  ) y order by k
 $$;
 
 comment on function meshaudit_private.saved_relation(oid) is 'A relation''s name, schema and privileges.';
@@ -4021,34 +5594,45 @@ as $$
     join pg_catalog.pg_type t on t.oid = a.atttypid
   )
   select s from (
-    select 1 as n, pg_catalog.format('create view %s with (security_invoker = true) as select %s from %s b', v.name,
+    select 1 as n, 0::pg_catalog.int8 as k, pg_catalog.format('create view %s with (security_invoker = true) as select %s from %s b', v.name,
       (select pg_catalog.string_agg(case when c.name <> all (p.secret_columns) then pg_catalog.format('b.%I', c.name)
           else pg_catalog.format('meshaudit_private.%I(%s, b.ctid, current_user)%s%s as %I', 'reveal_' || p.protection_id || '_' || c.num,
             (select pg_catalog.string_agg(pg_catalog.format('b.%I', k), ', ' order by i) from unnest(p.key_columns) with ordinality u (k, i)),
             case when c.atttypmod <> -1 then '::' || c.type else '' end,
             case when c.attcollation <> c.typcollation then ' collate ' || c.attcollation::pg_catalog.regcollation else '' end, c.name) end,
         ', ' order by c.num) from c), v.base) as s from v
-    union all select 2, pg_catalog.format('alter view %s owner to %I', v.name, p_owner) from v
-    union all select 3, pg_catalog.format('alter view %s alter column %I set default %s', v.name, c.name, c.fallback) from v, c where c.fallback is not null
-    union all select 4, pg_catalog.format('comment on view %s is %L', v.name, pg_catalog.obj_description(p.base, 'pg_class')) from v
+    union all select 2, 0, pg_catalog.format('alter view %s owner to %I', v.name, p_owner) from v
+    -- as they are once the table, and the sequences it owns, have moved
+    union all select 3, 0, pg_catalog.format('do %L', pg_catalog.format($do$
+      declare c pg_catalog.record;
+      begin
+        for c in
+          select a.attname, pg_catalog.pg_get_expr(d.adbin, d.adrelid) as fallback
+          from pg_catalog.pg_attrdef d join pg_catalog.pg_attribute a on a.attrelid = d.adrelid and a.attnum = d.adnum
+          where d.adrelid = %L::pg_catalog.regclass and a.attgenerated = ''
+        loop
+          execute pg_catalog.format('alter view %%s alter column %%I set default %%s', %L::pg_catalog.text, c.attname, c.fallback);
+        end loop;
+      end $do$, v.base, v.name)) from v
+    union all select 4, 0, pg_catalog.format('comment on view %s is %L', v.name, pg_catalog.obj_description(p.base, 'pg_class')) from v
       where pg_catalog.obj_description(p.base, 'pg_class') is not null
-    union all select 5, pg_catalog.format('comment on column %s.%I is %L', v.name, c.name, c.remark) from v, c where c.remark is not null
+    union all select 5, 0, pg_catalog.format('comment on column %s.%I is %L', v.name, c.name, c.remark) from v, c where c.remark is not null
     -- default privileges may have given away what the table's never did
-    union all select 6, pg_catalog.format($do$do $x$
-      declare g text;
+    union all select 6, 0, pg_catalog.format('do %L', pg_catalog.format($do$
+      declare g pg_catalog.text;
       begin
         for g in select distinct case e.grantee when 0 then 'public' else pg_catalog.quote_ident(pg_catalog.pg_get_userbyid(e.grantee)) end
           from pg_catalog.pg_class c, pg_catalog.aclexplode(c.relacl) e where c.oid = %L::pg_catalog.regclass and e.grantee <> c.relowner
         loop
-          execute 'revoke all on ' || %L || ' from ' || g;
+          execute pg_catalog.format('revoke all on %%s from %%s', %L::pg_catalog.text, g);
         end loop;
-      end $x$ $do$, v.name, v.name) from v
-    union all select 7, g from v, meshaudit_private.grant_statements((
+      end $do$, v.name, v.name)) from v
+    union all select 7, g.k, g.s from v, meshaudit_private.grant_statements((
       select pg_catalog.jsonb_agg(e) from pg_catalog.jsonb_array_elements(p.saved -> 0 -> 'grants') e
-      where e ->> 'privilege' in ('SELECT', 'INSERT', 'UPDATE', 'DELETE') and not (e ->> 'owner')::pg_catalog.bool), v.name) g
-    union all select 8, pg_catalog.format('create trigger meshaudit_%1$s instead of %1$s on %2$s for each row execute function meshaudit_private.%3$I()',
+      where e ->> 'privilege' in ('SELECT', 'INSERT', 'UPDATE', 'DELETE') and not (e ->> 'owner')::pg_catalog.bool), v.name) with ordinality g (s, k)
+    union all select 8, 0, pg_catalog.format('create trigger meshaudit_%1$s instead of %1$s on %2$s for each row execute function meshaudit_private.%3$I()',
       verb, v.name, verb || '_' || p.protection_id) from v, unnest(array['insert', 'update', 'delete']) verb
-  ) x order by n
+  ) x order by n, k
 $$;
 
 create function meshaudit_private.base_statements(p meshaudit_private.protections) returns setof text
@@ -4063,15 +5647,15 @@ as $$
       ('update', ' referencing old table as old_rows new table as new_rows'), ('delete', ' referencing old table as old_rows'), ('truncate', '')) v (verb, refs)
   )
   select s from (
-    select r.i, 1 as n, pg_catalog.format('alter table %s set schema meshaudit_protected', r.old_name) as s from r
-    union all select r.i, 2, w from r, meshaudit_private.withhold_statements(r.s, r.name,
-      (select pg_catalog.array_agg(c.name) from meshaudit_private.columns_of(p.base) c), p.secret_columns) w
-    union all select r.i, 3, pg_catalog.format('create trigger meshaudit_%1$s after %1$s on %2$s%3$s for each statement execute function meshaudit_private.%4$I()',
+    select r.i, 1 as n, 0::pg_catalog.int8 as k, pg_catalog.format('alter table %s set schema meshaudit_protected', r.old_name) as s from r
+    union all select r.i, 2, w.k, w.s from r, meshaudit_private.withhold_statements(r.s, r.name,
+      (select pg_catalog.array_agg(c.name) from meshaudit_private.columns_of(p.base) c), p.secret_columns) with ordinality w (s, k)
+    union all select r.i, 3, 0, pg_catalog.format('create trigger meshaudit_%1$s after %1$s on %2$s%3$s for each statement execute function meshaudit_private.%4$I()',
       t.verb, r.name, t.refs, 'writes_' || p.protection_id) from r, t
-    union all select r.i, 4, pg_catalog.format('alter table %s enable always trigger meshaudit_%s', r.name, t.verb) from r, t
-    union all select r.i, 5, pg_catalog.format('grant select on %s to meshaudit_owner', r.name) from r where r.i = 1
-    union all select r.i, 6, pg_catalog.format('create policy meshaudit_reveal on %s for select to meshaudit_owner using (true)', r.name) from r where r.i = 1
-  ) x order by i, n
+    union all select r.i, 4, 0, pg_catalog.format('alter table %s enable always trigger meshaudit_%s', r.name, t.verb) from r, t
+    union all select r.i, 5, 0, pg_catalog.format('grant select on %s to meshaudit_owner', r.name) from r where r.i = 1
+    union all select r.i, 6, 0, pg_catalog.format('create policy meshaudit_reveal on %s for select to meshaudit_owner using (true)', r.name) from r where r.i = 1
+  ) x order by i, n, k
 $$;
 
 -- Checks, and says what protection it would be. protection_id 0: nothing is noted yet.
@@ -4174,12 +5758,14 @@ declare
   p meshaudit_private.protections;
 begin
   update meshaudit_private.protections t
-    set view = pg_catalog.to_regclass(pg_catalog.format('%I.%I', t.schema_name, t.table_name))
+    set view = (  -- not by to_regclass(): the schema may be closed to us
+      select c.oid from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
+      where n.nspname = t.schema_name and c.relname = t.table_name and c.relkind = 'v')
     where t.base = p_target and t.view is null returning * into p;
   perform meshaudit_private.take_back_usage(meshaudit_private.owner_of(p_target));
   insert into meshaudit_private.ledger (secret_id, access_type, operation, outcome, secret_table, scope, db_role)
-    values (pg_catalog."left"(p.view::pg_catalog.text, 512), 'write', 'create', 'granted', 'meshaudit.protections', '*', p_role);
-  return pg_catalog.format('protected %s (%s), mode %s', p.view, pg_catalog.array_to_string(p.secret_columns, ', '), p.mode);
+    values (pg_catalog."left"(pg_catalog.format('%I.%I', p.schema_name, p.table_name), 512), 'write', 'create', 'granted', 'meshaudit.protections', '*', p_role);
+  return pg_catalog.format('protected %I.%I (%s), mode %s', p.schema_name, p.table_name, pg_catalog.array_to_string(p.secret_columns, ', '), p.mode);
 end
 $$;
 revoke all on function meshaudit_private.finish_protect(regclass, name) from public;
@@ -4270,17 +5856,17 @@ begin
   execute pg_catalog.format('grant create on schema meshaudit_protected to %I', owner);
   statements := array(
     select s from (
-      select 0::pg_catalog.int8 as i, 1 as n, pg_catalog.format('drop view %I.%I', p.schema_name, p.table_name) as s where p.view is not null
-      union all select 0, 2, pg_catalog.format('drop policy if exists meshaudit_reveal on meshaudit_protected.%I', p.table_name)
-      union all select u.i, 3, pg_catalog.format('drop trigger if exists meshaudit_%s on meshaudit_protected.%I', verb, u.s ->> 'name')
+      select 0::pg_catalog.int8 as i, 1 as n, 0::pg_catalog.int8 as k, pg_catalog.format('drop view %I.%I', p.schema_name, p.table_name) as s where p.view is not null
+      union all select 0, 2, 0, pg_catalog.format('drop policy if exists meshaudit_reveal on meshaudit_protected.%I', p.table_name)
+      union all select u.i, 3, 0, pg_catalog.format('drop trigger if exists meshaudit_%s on meshaudit_protected.%I', verb, u.s ->> 'name')
         from pg_catalog.jsonb_array_elements(p.saved) with ordinality u (s, i), unnest(array['insert', 'update', 'delete', 'truncate']) verb
-      union all select u.i, 4, r
+      union all select u.i, 4, r.k, r.s
         from pg_catalog.jsonb_array_elements(p.saved) with ordinality u (s, i),
           meshaudit_private.restore_statements(u.s, pg_catalog.to_regclass(pg_catalog.format('meshaudit_protected.%I', u.s ->> 'name')),
-            pg_catalog.format('meshaudit_protected.%I', u.s ->> 'name')) r
-      union all select u.i, 5, pg_catalog.format('alter table meshaudit_protected.%I set schema %I', u.s ->> 'name', u.s ->> 'schema')
+            pg_catalog.format('meshaudit_protected.%I', u.s ->> 'name')) with ordinality r (s, k)
+      union all select u.i, 5, 0, pg_catalog.format('alter table meshaudit_protected.%I set schema %I', u.s ->> 'name', u.s ->> 'schema')
         from pg_catalog.jsonb_array_elements(p.saved) with ordinality u (s, i)
-    ) x order by i, n);
+    ) x order by i, n, k);
   return next;
 end
 $$;
@@ -4432,6 +6018,230 @@ begin
 end
 $$;
 comment on function meshaudit_private.protection_status() is 'The protected tables'' checks for meshaudit.status().';
+
+-- sql/89_supabase_vault.sql
+
+-- An audited path to Supabase's Vault, for who has EXECUTE here; it records as the built-in vault does (40).
+--
+-- Schema vault is Supabase's: it may be absent, nobody there can put triggers on it, and what others were granted on it
+-- stays. So all statements on it are dynamic, the path is opened by somebody who may give it away, and status() names
+-- those who can still go around.
+
+create function meshaudit_private.supabase_vault() returns oid
+language sql stable set search_path = ''
+as $$
+  -- not to_regclass(): that fails without USAGE on the schema
+  select c.oid from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
+  where n.nspname = 'vault' and c.relname = 'decrypted_secrets'
+$$;
+
+create function meshaudit_private.require_supabase_vault() returns void
+language plpgsql volatile set search_path = ''
+as $$
+declare
+  v_vault constant pg_catalog.oid := meshaudit_private.supabase_vault();
+begin
+  if v_vault is null then
+    perform meshaudit_private.refuse('MA005', 'this database has no Supabase Vault',
+      'Its view vault.decrypted_secrets is missing: create extension supabase_vault, or use meshaudit.write_secret() and read_secret().');
+  elsif not pg_catalog.has_schema_privilege('meshaudit_owner', 'vault', 'USAGE')
+      or not pg_catalog.has_table_privilege('meshaudit_owner', v_vault, 'SELECT') then
+    perform meshaudit_private.refuse('MA001', 'the path to Supabase''s Vault is not open',
+      'Run select meshaudit.open_supabase_vault() as a role that may grant what is in schema vault (Supabase''s postgres).');
+  end if;
+end
+$$;
+
+-- A denial is recorded if the journal is armed, and never keeps the error from its caller.
+create function meshaudit_private.no_such_vault_secret(p_operation text, p_id uuid, p_role text) returns void
+language plpgsql volatile set search_path = ''
+as $$
+begin
+  begin
+    perform meshaudit_private.journal_access(p_operation, 'denied', coalesce(p_id::pg_catalog.text, 'NULL'), 'vault.secrets', '', p_role);
+  exception when sqlstate 'MA002' or sqlstate 'PGRST' then
+    null;
+  end;
+  perform meshaudit_private.refuse('MA004', 'no such secret: ' || coalesce(p_id::pg_catalog.text, 'NULL'),
+    'Supabase''s Vault has none of that id.');
+end
+$$;
+
+create function meshaudit_private.read_vault_secret(p_id uuid, p_role name) returns text
+language plpgsql volatile security definer set search_path = ''
+as $$
+declare
+  v_found pg_catalog.bool;
+  v_value pg_catalog.text;
+begin
+  perform meshaudit_private.require_supabase_vault();
+  execute 'select true, v.decrypted_secret from vault.decrypted_secrets v where v.id operator(pg_catalog.=) $1' into v_found, v_value using p_id;
+  if v_found is null then
+    perform meshaudit_private.no_such_vault_secret('read', p_id, p_role);
+  end if;
+  if pg_catalog.current_setting('transaction_read_only') = 'on' or meshaudit_private.vault_in_journal() then
+    if not meshaudit_private.journal_access('read', 'granted', p_id::pg_catalog.text, 'vault.secrets', '', p_role) then
+      perform meshaudit_private.refuse_unrecorded();
+    end if;
+  else
+    insert into meshaudit_private.ledger (secret_id, operation, outcome, secret_table, scope, db_role)
+      values (p_id, 'read', 'granted', 'vault.secrets', '', p_role);
+  end if;
+  return v_value;
+end
+$$;
+revoke all on function meshaudit_private.read_vault_secret(uuid, name) from public;
+grant execute on function meshaudit_private.read_vault_secret(uuid, name) to meshaudit_client;
+
+create function meshaudit_private.create_vault_secret(p_value text, p_name text, p_description text, p_role name) returns uuid
+language plpgsql volatile security definer set search_path = ''
+as $$
+declare
+  v_id pg_catalog.uuid;
+begin
+  perform meshaudit_private.require_supabase_vault();
+  execute 'select vault.create_secret($1, $2, $3)' into v_id using p_value, p_name, p_description;
+  insert into meshaudit_private.ledger (secret_id, access_type, operation, outcome, secret_table, scope, db_role)
+    values (v_id, 'write', 'create', 'granted', 'vault.secrets', '', p_role);
+  return v_id;
+end
+$$;
+revoke all on function meshaudit_private.create_vault_secret(text, text, text, name) from public;
+grant execute on function meshaudit_private.create_vault_secret(text, text, text, name) to meshaudit_client;
+
+create function meshaudit_private.update_vault_secret(p_id uuid, p_value text, p_name text, p_description text, p_role name) returns void
+language plpgsql volatile security definer set search_path = ''
+as $$
+declare
+  v_found pg_catalog.bool;
+begin
+  perform meshaudit_private.require_supabase_vault();
+  execute 'select exists (select from vault.decrypted_secrets v where v.id operator(pg_catalog.=) $1)' into v_found using p_id;
+  if not v_found then
+    perform meshaudit_private.no_such_vault_secret('update', p_id, p_role);
+  end if;
+  execute 'select vault.update_secret($1, $2, $3, $4)' using p_id, p_value, p_name, p_description;
+  insert into meshaudit_private.ledger (secret_id, access_type, operation, outcome, secret_table, scope, db_role)
+    values (p_id, 'write', 'update', 'granted', 'vault.secrets', '', p_role);
+end
+$$;
+revoke all on function meshaudit_private.update_vault_secret(uuid, text, text, text, name) from public;
+grant execute on function meshaudit_private.update_vault_secret(uuid, text, text, text, name) to meshaudit_client;
+
+create function meshaudit.read_vault_secret(id uuid) returns text
+language sql volatile security invoker
+return meshaudit_private.read_vault_secret(id, current_user);
+revoke all on function meshaudit.read_vault_secret(uuid) from public;
+grant execute on function meshaudit.read_vault_secret(uuid) to meshaudit_client;
+
+create function meshaudit.create_vault_secret(value text, name text default null, description text default '') returns uuid
+language sql volatile security invoker
+return meshaudit_private.create_vault_secret(value, name, description, current_user);
+revoke all on function meshaudit.create_vault_secret(text, text, text) from public;
+grant execute on function meshaudit.create_vault_secret(text, text, text) to meshaudit_client;
+
+create function meshaudit.update_vault_secret(id uuid, value text default null, name text default null, description text default null) returns void
+language sql volatile security invoker
+return meshaudit_private.update_vault_secret(id, value, name, description, current_user);
+revoke all on function meshaudit.update_vault_secret(uuid, text, text, text) from public;
+grant execute on function meshaudit.update_vault_secret(uuid, text, text, text) to meshaudit_client;
+
+-- As the caller, whose grants they are.
+create function meshaudit_private.grant_supabase_vault(p_open boolean) returns void
+language plpgsql volatile security invoker set search_path = ''
+as $$
+declare
+  v_functions pg_catalog.text;
+begin
+  select pg_catalog.string_agg(p.oid::pg_catalog.regprocedure::pg_catalog.text, ', ') into v_functions
+    from pg_catalog.pg_proc p join pg_catalog.pg_namespace n on n.oid = p.pronamespace
+    -- the last one is what the view calls in some versions
+    where n.nspname = 'vault' and p.proname in ('create_secret', 'update_secret', '_crypto_aead_det_decrypt');
+  if v_functions is null then
+    return;  -- note_supabase_vault() says what is missing
+  elsif p_open then
+    execute 'grant usage on schema vault to meshaudit_owner';
+    execute 'grant select on vault.decrypted_secrets to meshaudit_owner';
+    execute pg_catalog.format('grant execute on function %s to meshaudit_owner', v_functions);
+  else
+    execute pg_catalog.format('revoke execute on function %s from meshaudit_owner', v_functions);
+    execute 'revoke select on vault.decrypted_secrets from meshaudit_owner';
+    execute 'revoke usage on schema vault from meshaudit_owner';
+  end if;
+exception when insufficient_privilege then
+  raise exception 'you may not grant what is in schema vault' using errcode = 'MA001',
+    hint = 'Run it as a role that has it WITH GRANT OPTION (Supabase''s postgres), or as its owner.';
+end
+$$;
+revoke all on function meshaudit_private.grant_supabase_vault(boolean) from public;
+grant execute on function meshaudit_private.grant_supabase_vault(boolean) to meshaudit_operator;
+
+create function meshaudit_private.note_supabase_vault(p_open boolean, p_role name) returns void
+language plpgsql volatile security definer set search_path = ''
+as $$
+begin
+  if p_open then
+    -- Postgres only warns who grants what it may not
+    perform meshaudit_private.require_supabase_vault();
+  end if;
+  insert into meshaudit_private.ledger (secret_id, access_type, operation, outcome, secret_table, scope, db_role)
+    values ('vault.secrets', 'write', (case when p_open then 'create' else 'delete' end), 'granted', 'meshaudit.supabase_vault', '*', p_role);
+end
+$$;
+revoke all on function meshaudit_private.note_supabase_vault(boolean, name) from public;
+grant execute on function meshaudit_private.note_supabase_vault(boolean, name) to meshaudit_operator;
+
+create function meshaudit.open_supabase_vault() returns void
+language sql volatile security invoker
+begin atomic
+  select meshaudit_private.grant_supabase_vault(true);
+  select meshaudit_private.note_supabase_vault(true, current_user);
+end;
+revoke all on function meshaudit.open_supabase_vault() from public;
+grant execute on function meshaudit.open_supabase_vault() to meshaudit_operator;
+
+create function meshaudit.close_supabase_vault() returns void
+language sql volatile security invoker
+begin atomic
+  select meshaudit_private.grant_supabase_vault(false);
+  select meshaudit_private.note_supabase_vault(false, current_user);
+end;
+revoke all on function meshaudit.close_supabase_vault() from public;
+grant execute on function meshaudit.close_supabase_vault() to meshaudit_operator;
+
+-- Its part of status(); no line where there is no such vault.
+create function meshaudit_private.supabase_vault_status() returns table ("check" text, ok boolean, detail text)
+language sql stable set search_path = ''
+as $$
+  select 'ways around Supabase''s Vault', w.list is null,
+    coalesce('can read vault.decrypted_secrets without an entry: ' || w.list
+      || '; have them use meshaudit.read_vault_secret(), and revoke what is yours to revoke', 'nobody but superusers reads vault.decrypted_secrets directly')
+  from (
+    select pg_catalog.string_agg(r.rolname, ', ' order by r.rolname) as list
+    from pg_catalog.pg_roles r
+    where not r.rolsuper and r.rolname !~ '^pg_' and r.rolname <> 'meshaudit_owner'
+      and pg_catalog.has_schema_privilege(r.oid, 'vault', 'USAGE')
+      and pg_catalog.has_table_privilege(r.oid, meshaudit_private.supabase_vault(), 'SELECT')
+  ) w
+  where meshaudit_private.supabase_vault() is not null
+$$;
+
+comment on function meshaudit_private.supabase_vault() is 'The oid of vault.decrypted_secrets; null where there is none.';
+comment on function meshaudit_private.require_supabase_vault() is 'Raises MA005 if there is no Supabase Vault, MA001 if the path to it is not open.';
+comment on function meshaudit_private.no_such_vault_secret(text, uuid, text) is 'Records the denial in the journal and raises MA004.';
+comment on function meshaudit_private.read_vault_secret(uuid, name) is 'meshaudit.read_vault_secret(), for a role.';
+comment on function meshaudit_private.create_vault_secret(text, text, text, name) is 'meshaudit.create_vault_secret(), for a role.';
+comment on function meshaudit_private.update_vault_secret(uuid, text, text, text, name) is 'meshaudit.update_vault_secret(), for a role.';
+comment on function meshaudit_private.grant_supabase_vault(boolean) is 'Gives meshaudit_owner the path to Supabase''s Vault, or takes it back. Raises MA001.';
+comment on function meshaudit_private.note_supabase_vault(boolean, name) is 'Records that the path was opened or closed. Raises MA001 or MA005 if it is not open.';
+comment on function meshaudit_private.supabase_vault_status() is 'Who can read Supabase''s Vault past the audit.';
+comment on function meshaudit.read_vault_secret(uuid) is
+  'Reveals one secret of Supabase''s Vault, after recording the read. Raises MA004 if there is none of that id, MA001 if the path is not open, MA005 without such a vault.';
+comment on function meshaudit.create_vault_secret(text, text, text) is 'Creates a secret in Supabase''s Vault; returns its id. Recorded. Raises MA001 and MA005 as read_vault_secret() does.';
+comment on function meshaudit.update_vault_secret(uuid, text, text, text) is 'Changes a secret of Supabase''s Vault; null leaves as it is. Recorded. Raises MA004, and MA001 and MA005 as read_vault_secret() does.';
+comment on function meshaudit.open_supabase_vault() is
+  'Opens the audited path to Supabase''s Vault: from then on members of meshaudit_client reach all of its secrets by the functions here. Recorded. For an operator who may grant what is in schema vault. Raises MA001, MA005.';
+comment on function meshaudit.close_supabase_vault() is 'Closes the audited path to Supabase''s Vault. Recorded. Raises MA001.';
 
 -- sql/90_partitions_of_archive.sql
 
@@ -4862,6 +6672,27 @@ comment on function meshaudit.restore_entries(jsonb) is
 comment on function meshaudit.restore_partition(text) is
   'Takes a retired partition''s entries, brought by restore_entries(), back into the log: each hash is recomputed, and the lanes'' stretches are compared with the manifest that the log names. Recorded as a create of meshaudit.archive. Returns their number. Raises MA005 if they are not, to the byte, what was retired.';
 
+-- sql/98_publish_feed.sql
+
+-- Adds the feed to supabase_realtime where that is there, as the installer, while it is a member of the owner.
+
+do $$
+begin
+  execute format('set local role %I', current_setting('meshaudit.installer'));
+end
+$$;
+
+do $$
+begin
+  perform meshaudit.publish_feed();
+exception when insufficient_privilege or object_not_in_prerequisite_state or invalid_parameter_value or feature_not_supported then
+  raise notice 'the feed is not in the publication supabase_realtime: %', sqlerrm
+    using hint = 'As who owns it and has installed meshaudit: select meshaudit.publish_feed();';
+end
+$$;
+
+set local role meshaudit_owner;
+
 -- sql/99_finish.sql
 
 -- The installer steps back: the right to call what is not for clients, and no more membership in the owner.
@@ -4873,7 +6704,9 @@ begin
   if v_installer <> 'meshaudit_owner' and not (select r.rolsuper from pg_catalog.pg_roles r where r.rolname = v_installer) then
     execute format('grant usage on schema meshaudit to %I', v_installer);
     execute format('grant execute on function meshaudit.grant_auditor(text, text), meshaudit.revoke_auditor(text, text),
-      meshaudit.set_setting(text, text) to %I', v_installer);
+      meshaudit.set_setting(text, text), meshaudit.publish_feed(),
+      meshaudit.add_webhook(text, text), meshaudit.remove_webhook(int),
+      meshaudit.set_alert_rule(text, boolean, bigint, interval, interval, text, text, time, time, int[]) to %I', v_installer);
   end if;
 end
 $$;

@@ -1,0 +1,100 @@
+"""Exports: all that matches, of one snapshot, as the database writes it.
+
+The database makes the text and COPY carries it, so that a row costs this server next to nothing and memory
+holds a few
+chunks, whatever the number of rows. An export that breaks off ends without the last chunk: to a client it
+is an error,
+never a shorter log.
+"""
+
+from collections.abc import AsyncGenerator
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Query, Request
+from fastapi.responses import Response, StreamingResponse
+from psycopg import sql
+from pydantic import Field
+
+from meshaudit.api.auth import Caller
+from meshaudit.api.context import Context, Parts, Who
+from meshaudit.api.models import problems
+from meshaudit.api.params import FilterQuery, single
+from meshaudit.api.problems import bad_parameter
+from meshaudit.api.pump import Pump
+from meshaudit.api.rows import matching, shown
+from meshaudit.queries import COLUMNS, Filters
+
+router = APIRouter(tags=["audit log"])
+
+_CHUNK = 65536
+_MEDIA = {"csv": "text/csv; charset=utf-8", "jsonl": "application/jsonl; charset=utf-8"}
+_ROWS = sql.SQL(
+    'select {shown} from meshaudit.audit_logs l where {matching} order by l."timestamp" desc, l.id desc'
+)
+_CSV = sql.SQL("copy ({rows}) to stdout with (format csv, encoding 'UTF8')")
+_JSON = sql.SQL("copy (select pg_catalog.row_to_json(t) from ({rows}) t) to stdout with (encoding 'UTF8')")
+
+
+class ExportQuery(FilterQuery):
+    """Filters, and what to write."""
+
+    format: Annotated[
+        str | None,
+        Field(default=None, description="csv (without it) or jsonl: a JSON object a line.", examples=["csv"]),
+    ]
+
+
+@router.get(
+    "/api/audit-logs/export",
+    summary="Export the audit log",
+    description="All entries that the caller may see and that pass all filters, newest first, as of one"
+    " moment. Of any"
+    " size: it is streamed. An answer that ends before its last chunk is not complete.",
+    operation_id="exportAuditLogs",
+    response_class=StreamingResponse,
+    responses={
+        200: {
+            "description": "The entries.",
+            "content": {
+                "text/csv": {"schema": {"type": "string"}, "example": ",".join(COLUMNS) + "\n"},
+                "application/jsonl": {
+                    "schema": {"type": "string"},
+                    "example": '{"id": 6, "secret_id": "…"}\n',
+                },
+            },
+        },
+        **problems(400, 401, 403, 429, 503),
+    },
+    dependencies=[Depends(single)],
+)
+async def export(
+    request: Request, query: Annotated[ExportQuery, Query()], caller: Who, parts: Parts
+) -> Response:
+    form = query.format or "csv"
+    if form not in _MEDIA:
+        raise bad_parameter("format", "format must be csv or jsonl")
+    chunks = await Pump(_write(parts, caller, request, query.filters(), form)).started()
+    name = f'attachment; filename="audit-logs.{form}"'
+    return StreamingResponse(chunks, media_type=_MEDIA[form], headers={"Content-Disposition": name})
+
+
+async def _write(
+    parts: Context, caller: Caller, request: Request, wanted: Filters, form: str
+) -> AsyncGenerator[bytes, None]:
+    rows = _ROWS.format(shown=shown(), matching=matching(wanted))
+    statement = (_CSV if form == "csv" else _JSON).format(rows=rows)
+    with parts.exports.taken(caller.subject):
+        isolation = "repeatable read, read only"
+        async with parts.gate.acting(caller, request, isolation=isolation) as conn, conn.cursor() as cursor:
+            limit = str(int(parts.settings.export_seconds * 1000))
+            await conn.execute("select pg_catalog.set_config('statement_timeout', %s, true)", [limit])
+            buffer = bytearray(",".join(COLUMNS).encode() + b"\n" if form == "csv" else b"")
+            async with cursor.copy(statement) as copy:
+                async for row in copy:
+                    # JSON has no raw control characters, so that COPY doubles backslashes and escapes
+                    # nothing else.
+                    buffer += row if form == "csv" else bytes(row).replace(b"\\\\", b"\\")
+                    if len(buffer) >= _CHUNK:
+                        yield bytes(buffer)
+                        buffer.clear()
+            yield bytes(buffer)

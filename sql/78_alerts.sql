@@ -1,0 +1,138 @@
+-- Raising alerts in the worker's turn. Whoever raises holds the row of feed_state. No access takes part in it.
+
+create trigger append_only before insert or update or delete or truncate on meshaudit_private.alerts
+  for each statement execute function meshaudit_private.guard_feed();
+create trigger append_only before insert or update or delete or truncate on meshaudit_private.alert_acknowledgements
+  for each statement execute function meshaudit_private.guard_feed();
+alter table meshaudit_private.alerts enable always trigger append_only;
+alter table meshaudit_private.alert_acknowledgements enable always trigger append_only;
+
+-- Makes alerts of hits: a row, an event of the feed, a NOTIFY, and one delivery a webhook; or counts one that is there.
+-- Returns how many are new, which is how many events were added after p_last_id.
+create function meshaudit_private.raise_alerts(p_hits meshaudit_private.alert_hit[], p_last_id bigint) returns bigint
+language plpgsql volatile set search_path = ''
+as $$
+declare
+  h meshaudit_private.alert_hit;
+  a meshaudit_private.alerts;
+  v_made pg_catalog.int8 := 0;
+  v_last pg_catalog.int8 := (select s.last_alert_id from meshaudit_private.alert_state s);
+begin
+  foreach h in array coalesce(p_hits, '{}') loop
+    insert into meshaudit_private.alerts (alert_id, rule, severity, scope, user_identity, identity_source, message,
+        happened_at, entry_id, secret_id, secret_table, ip_address, dedupe, window_start)
+      values (v_last + v_made + 1, h.rule, h.severity, h.scope, h.user_identity, h.identity_source, h.message,
+        h.happened_at, h.entry_id, h.secret_id, h.secret_table, h.ip_address, h.dedupe, h.window_start)
+      on conflict (rule, dedupe, window_start) do nothing
+      returning * into a;
+    if not found then
+      update meshaudit_private.alert_repeats r set count = r.count + h.more, last_at = greatest(r.last_at, h.happened_at)
+        where r.alert_id = (select o.alert_id from meshaudit_private.alerts o
+          where o.rule = h.rule and o.dedupe = h.dedupe and o.window_start = h.window_start);
+      continue;
+    end if;
+    v_made := v_made + 1;
+    insert into meshaudit_private.alert_repeats (alert_id, count, last_at) values (a.alert_id, h.count, h.happened_at);
+    insert into meshaudit.audit_feed (feed_id, kind, scope, "timestamp", user_identity, identity_source, secret_id,
+        secret_table, ip_address, alert)
+      values (p_last_id + v_made, 'alert', a.scope, a.raised_at, a.user_identity, a.identity_source, a.secret_id,
+        a.secret_table, a.ip_address, meshaudit_private.alert_json(a, h.count));
+    insert into meshaudit_private.alert_outbox (webhook_id, alert_id)
+      select w.webhook_id, a.alert_id from meshaudit_private.webhooks w
+      where 100000 > (select pg_catalog.count(*) from (select from meshaudit_private.alert_outbox limit 100000) o);
+    perform pg_catalog.pg_notify('meshaudit_alert', a.alert_id::pg_catalog.text);
+  end loop;
+  if v_made > 0 then
+    update meshaudit_private.alert_state set last_alert_id = v_last + v_made where singleton;
+  end if;
+  return v_made;
+end
+$$;
+comment on function meshaudit_private.raise_alerts(meshaudit_private.alert_hit[], bigint) is
+  'Makes alerts of what rules have found, as events after p_last_id; returns how many are new.';
+
+create function meshaudit_private.alert_json(a meshaudit_private.alerts, p_count bigint) returns jsonb
+language sql stable
+return pg_catalog.jsonb_build_object('alert_id', a.alert_id, 'raised_at', a.raised_at, 'rule', a.rule,
+  'severity', a.severity, 'message', a.message, 'scope', a.scope, 'user_identity', a.user_identity,
+  'identity_source', a.identity_source, 'happened_at', a.happened_at, 'window_start', a.window_start, 'count', p_count,
+  'entry_id', a.entry_id, 'secret_id', a.secret_id, 'secret_table', a.secret_table,
+  'ip_address', pg_catalog.host(a.ip_address));
+comment on function meshaudit_private.alert_json(meshaudit_private.alerts, bigint) is 'An alert as JSON.';
+
+-- Bounds what rules remember.
+create function meshaudit_private.forget() returns void
+language plpgsql volatile set search_path = ''
+as $$
+declare
+  v_gone pg_catalog.int8;
+begin
+  delete from meshaudit_private.alert_counts c where c.bucket < pg_catalog.clock_timestamp() - 2 * (
+    select max(r.period) from meshaudit_private.alert_rules r where r.rule in ('reads', 'denials'));
+  delete from meshaudit_private.alert_seen s where s.ctid = any (array(
+    select o.ctid from meshaudit_private.alert_seen o order by o.seen_at
+    limit (select greatest(t.seen - 500000, 0) from meshaudit_private.alert_state t)))
+    or s.seen_at < pg_catalog.clock_timestamp() - '90 days'::pg_catalog.interval;
+  get diagnostics v_gone = row_count;
+  update meshaudit_private.alert_state set seen = greatest(seen - v_gone, 0), checked_at = pg_catalog.clock_timestamp()
+    where singleton;
+  delete from meshaudit_private.alert_outbox o where o.ended_at < pg_catalog.clock_timestamp() - '7 days'::pg_catalog.interval;
+end
+$$;
+comment on function meshaudit_private.forget() is 'Drops what rules and the outbox need no more.';
+
+-- The rules' turn over what is new in the feed, up to p_upto; returns how many alerts, and events, it added. What fails is
+-- looked at again the next time.
+create function meshaudit_private.evaluate(p_upto bigint, p_quiet interval) returns bigint
+language plpgsql volatile set search_path = ''
+as $$
+declare
+  s meshaudit_private.alert_state;
+  v_upto pg_catalog.int8;
+  v_hits meshaudit_private.alert_hit[];
+begin
+  select * into s from meshaudit_private.alert_state;
+  v_upto := least(p_upto, s.evaluated_id + 20000);
+  if v_upto > s.evaluated_id then
+    v_hits := meshaudit_private.hits_of_entries(s.evaluated_id, v_upto)
+      || meshaudit_private.hits_of_counts(s.evaluated_id, v_upto)
+      || meshaudit_private.hits_of_news(s.evaluated_id, v_upto);
+    update meshaudit_private.alert_state set evaluated_id = v_upto where singleton;
+  end if;
+  if p_quiet > '10 seconds'::pg_catalog.interval or s.checked_at < pg_catalog.clock_timestamp() - '10 seconds'::pg_catalog.interval then
+    v_hits := v_hits || meshaudit_private.hits_of_system(p_quiet);
+    perform meshaudit_private.forget();
+  end if;
+  return meshaudit_private.raise_alerts(v_hits, p_upto);
+end
+$$;
+comment on function meshaudit_private.evaluate(bigint, interval) is 'Applies the rules to new events; returns how many alerts it raised.';
+
+create policy auditors_read on meshaudit_private.alerts for select to meshaudit_auditor
+  using ('*' = any ((select meshaudit_private.feed_scopes(current_user))::text[])
+         or scope = any ((select meshaudit_private.feed_scopes(current_user))::text[]));
+create policy auditors_read on meshaudit_private.alert_repeats for select to meshaudit_auditor
+  using (exists (select from meshaudit_private.alerts a where a.alert_id = alert_repeats.alert_id));
+create policy auditors_read on meshaudit_private.alert_acknowledgements for select to meshaudit_auditor
+  using (exists (select from meshaudit_private.alerts a where a.alert_id = alert_acknowledgements.alert_id));
+create policy auditors_read on meshaudit_private.alert_rules for select to meshaudit_auditor using (true);
+grant select on meshaudit_private.alerts, meshaudit_private.alert_repeats, meshaudit_private.alert_acknowledgements,
+  meshaudit_private.alert_rules to meshaudit_auditor;
+
+create view meshaudit.alerts with (security_invoker = true) as
+  select a.alert_id, a.raised_at, a.rule, a.severity, a.scope, a.user_identity, a.identity_source, a.message,
+    a.happened_at, r.last_at, r.count, a.entry_id, a.secret_id, a.secret_table, a.ip_address, a.window_start,
+    k.acknowledged_at, k.acknowledged_by, k.note
+  from meshaudit_private.alerts a
+  join meshaudit_private.alert_repeats r on r.alert_id = a.alert_id
+  left join lateral (
+    select c.acknowledged_at, c.acknowledged_by, c.note from meshaudit_private.alert_acknowledgements c
+    where c.alert_id = a.alert_id order by c.acknowledgement_id limit 1) k on true;
+grant select on meshaudit.alerts to meshaudit_auditor;
+comment on view meshaudit.alerts is 'What the alert rules have raised, how often in the window, and who first acknowledged it.';
+
+create view meshaudit.alert_rules with (security_invoker = true) as
+  select r.rule, r.enabled, r.severity, r.threshold, r.period, r.learns, r.time_zone, r.opens, r.closes, r.days, r.about
+  from meshaudit_private.alert_rules r;
+grant select on meshaudit.alert_rules to meshaudit_auditor;
+comment on view meshaudit.alert_rules is 'The alert rules; changed by meshaudit.set_alert_rule().';

@@ -1,0 +1,82 @@
+-- Supabase's Realtime: the feed in the publication supabase_realtime. Adding a table takes the owner of the publication
+-- who also acts as the table's owner; nobody does the latter but while installing, or here.
+
+create function meshaudit.publish_feed() returns text
+language plpgsql volatile security invoker set search_path = ''
+as $$
+declare
+  v_joined pg_catalog.bool := false;
+begin
+  if not exists (select from pg_catalog.pg_publication p where p.pubname = 'supabase_realtime') then
+    return 'there is no publication supabase_realtime';
+  elsif exists (select from pg_catalog.pg_publication_tables t
+      where t.pubname = 'supabase_realtime' and t.schemaname = 'meshaudit' and t.tablename = 'audit_feed') then
+    return 'published already';
+  end if;
+  if not pg_catalog.pg_has_role(current_user, 'meshaudit_owner', 'USAGE') then
+    execute pg_catalog.format('grant meshaudit_owner to %I', current_user);
+    v_joined := true;
+  end if;
+  alter publication supabase_realtime add table meshaudit.audit_feed;
+  if v_joined then
+    execute pg_catalog.format('revoke meshaudit_owner from %I', current_user);
+  end if;
+  return 'published';
+end
+$$;
+revoke all on function meshaudit.publish_feed() from public;
+
+comment on function meshaudit.publish_feed() is
+  'Adds meshaudit.audit_feed to the publication supabase_realtime; says what it did. For who owns that publication and has installed meshaudit. To take it out: alter publication supabase_realtime drop table meshaudit.audit_feed.';
+
+create function meshaudit_private.feed_status() returns table ("check" text, ok boolean, detail text)
+language plpgsql volatile set search_path = ''
+as $$
+declare
+  s meshaudit_private.feed_state;
+  v_behind pg_catalog.int8;
+  v_age pg_catalog.interval;
+  v_list pg_catalog.text;
+begin
+  select * into s from meshaudit_private.feed_state;
+  select coalesce(pg_catalog.sum(h.seq - coalesce(f.seq, 0)), 0) into v_behind
+    from meshaudit_private.lane_heads h left join meshaudit_private.feed_lanes f on f.lane = h.lane
+    where h.seq > coalesce(f.seq, 0);
+  v_age := pg_catalog.clock_timestamp() - s.ran_at;
+  "check" := 'feed';
+  ok := s.failure is null and (v_behind = 0 or v_age < '60 seconds'::pg_catalog.interval) and v_behind < 100000;
+  detail := coalesce('fails: ' || pg_catalog."left"(s.failure, 200) || '; ', '')
+    || pg_catalog.format('%s entries behind, last run %s', v_behind,
+      coalesce(pg_catalog.round(extract(epoch from v_age)) || ' seconds ago', 'never'))
+    || case when ok then '' else '; is meshaudit seal --follow running?' end;
+  return next;
+
+  "check" := 'realtime';
+  select pg_catalog.string_agg(distinct t.pubname, ', ') into v_list
+    from pg_catalog.pg_publication_tables t where t.schemaname = 'meshaudit_private';
+  if v_list is not null then
+    ok := false;
+    detail := 'publications that stream the inside of the log and the vault: ' || v_list || '; name their tables instead of all';
+  elsif not exists (select from pg_catalog.pg_publication p where p.pubname = 'supabase_realtime') then
+    ok := true;
+    detail := 'no publication supabase_realtime';
+  else
+    ok := exists (select from pg_catalog.pg_publication_tables t
+      where t.pubname = 'supabase_realtime' and t.schemaname = 'meshaudit' and t.tablename = 'audit_feed');
+    detail := case when ok then 'supabase_realtime publishes the feed'
+      else 'supabase_realtime does not publish the feed; as its owner: select meshaudit.publish_feed()' end;
+  end if;
+  return next;
+
+  "check" := 'alerts';
+  select pg_catalog.count(*) filter (where o.next_at is not null and o.attempts > 0), max(o.error) into v_behind, v_list
+    from meshaudit_private.alert_outbox o
+    where o.next_at is null and o.error is not null or o.alert_id in (
+      select a.alert_id from meshaudit_private.alerts a where a.raised_at < pg_catalog.clock_timestamp() - '5 minutes'::pg_catalog.interval);
+  ok := v_behind = 0 and v_list is null;
+  detail := case when ok then 'no delivery is stuck'
+    else pg_catalog.format('%s deliveries stuck or given up; last error: %s; see meshaudit alerts webhooks', v_behind, coalesce(v_list, 'none')) end;
+  return next;
+end
+$$;
+comment on function meshaudit_private.feed_status() is 'The feed''s checks for meshaudit.status().';

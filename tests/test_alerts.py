@@ -1,0 +1,222 @@
+"""Alerts: each rule fires where it should and nowhere else; once a window; seen by whom it concerns."""
+
+from typing import Any
+
+import psycopg
+import pytest
+
+from tests.journal_support import Conn, Journal, one
+from tests.support import Db
+from tests.test_feed import feed, write
+
+
+def quiet(db: Db) -> None:
+    """No rule but those that a test turns on."""
+    for (rule,) in db.su.execute("select rule from meshaudit.alert_rules").fetchall():
+        db.su.execute("select meshaudit.set_alert_rule(%s, enabled => false)", [rule])
+    feed(db.su)
+
+
+def rule(db: Db, name: str, **values: Any) -> None:
+    given = "".join(f", {key} => %({key})s" for key in values)
+    db.su.execute(
+        f"select meshaudit.set_alert_rule(%(rule)s, enabled => true{given})".encode(), {"rule": name} | values
+    )
+
+
+def alerts(conn: Conn) -> list[tuple[Any, ...]]:
+    return conn.execute("select rule, scope, count from meshaudit.alerts order by alert_id").fetchall()
+
+
+@pytest.fixture
+def calm(db: Db) -> Db:
+    quiet(db)
+    return db
+
+
+def read(conn: Conn, secret: Any, times: int = 1) -> None:
+    for _ in range(times):
+        one(conn, "select meshaudit.read_secret(%s)", secret)
+
+
+def test_reads(calm: Db) -> None:
+    rule(calm, "reads", threshold=5, period="1 day")
+    secret = write(calm.su, "k", "a")
+    other = calm.connect(calm.role("other", "meshaudit_client"))
+    read(calm.su, secret, 4)
+    read(other, secret, 4)
+    feed(calm.su)
+    assert alerts(calm.su) == []
+    read(calm.su, secret)
+    feed(calm.su)
+    assert alerts(calm.su) == [("reads", "a", 5)]
+    read(calm.su, secret, 3)
+    feed(calm.su)
+    assert alerts(calm.su) == [("reads", "a", 8)]
+    event = one(calm.su, "select alert from meshaudit.audit_feed where kind = 'alert'")
+    assert event["rule"] == "reads"
+    assert event["user_identity"] == calm.pg.superuser
+
+
+def test_denials_and_rolled_back(db: Db) -> None:
+    journal = Journal(db)
+    quiet(db)
+    rule(db, "denials", threshold=3, period="1 day")
+    rule(db, "rolled_back")
+    client = journal.client()
+    for attempt in range(3):
+        with pytest.raises(psycopg.Error):
+            one(client, "select meshaudit.read_secret(gen_random_uuid())")
+        journal.seal()
+        assert len(alerts(db.su)) == (attempt == 2)
+    client.execute("begin")
+    read(client, journal.secret)
+    client.execute("rollback")
+    journal.seal()
+    assert [row[0] for row in alerts(db.su)] == ["denials", "rolled_back"]
+
+
+def test_new_secret_and_learning(calm: Db) -> None:
+    rule(calm, "new_secret")
+    first = write(calm.su, "first")
+    feed(calm.su)
+    assert alerts(calm.su) == []  # it learns
+    rule(calm, "new_secret", learns="0")
+    read(calm.su, first)
+    feed(calm.su)
+    assert alerts(calm.su) == []
+    write(calm.su, "second")
+    feed(calm.su)
+    assert alerts(calm.su) == [("new_secret", "", 1)]
+
+
+def test_new_network(calm: Db) -> None:
+    rule(calm, "new_network", learns="0")
+    role = calm.role("authenticator")
+    gateway = calm.connect(role)
+    calm.su.execute("select meshaudit.set_setting('gateway_roles', %s)", [role])
+    calm.pg.run(f"grant meshaudit_client to {role}")
+    secret = write(calm.su)
+    gateway.execute("""select set_config('request.jwt.claims', '{"sub": "eve"}', false)""")
+    fired = []
+    for address in (
+        "10.1.2.3",
+        "10.1.2.99",
+        "10.1.3.1",
+        "2001:db8:1:2::1",
+        "2001:db8:1:3::1",
+        "2001:db8:2::1",
+    ):
+        headers = f'{{"cf-connecting-ip": "{address}"}}'
+        gateway.execute("select set_config('request.headers', %s, false)", [headers])
+        before = one(
+            calm.su, "select coalesce(sum(count), 0) from meshaudit.alerts where user_identity = 'eve'"
+        )
+        read(gateway, secret)
+        feed(calm.su)
+        after = one(
+            calm.su, "select coalesce(sum(count), 0) from meshaudit.alerts where user_identity = 'eve'"
+        )
+        fired.append(after > before)
+    assert fired == [True, False, True, True, False, True]
+
+
+def test_hours(calm: Db) -> None:
+    zone = "Asia/Kathmandu"
+    local = one(calm.su, "select (now() at time zone %s)", zone)
+    write(calm.su, "before")
+    feed(calm.su)
+    rule(calm, "hours", time_zone=zone, opens="00:00", closes="24:00", days=[1, 2, 3, 4, 5, 6, 7])
+    write(calm.su, "inside")
+    feed(calm.su)
+    assert alerts(calm.su) == []
+    rule(calm, "hours", days=[local.isoweekday() % 7 + 3 if local.isoweekday() % 7 + 3 <= 7 else 1])
+    write(calm.su, "outside")
+    feed(calm.su)
+    assert [row[0] for row in alerts(calm.su)] == ["hours"]
+
+
+def test_gap(db: Db) -> None:
+    journal = Journal(db)
+    quiet(db)
+    rule(db, "gap")
+    db.su.execute("select pg_drop_replication_slot(slot_name) from meshaudit_private.journal")
+    journal.operator.execute("select meshaudit.arm_journal()")
+    journal.seal()
+    assert alerts(db.su) == [("gap", "*", 1)]
+
+
+def test_the_system(calm: Db) -> None:
+    def check() -> list[str]:
+        calm.su.execute("update meshaudit_private.alert_state set checked_at = '-infinity'")
+        feed(calm.su)
+        return [row[0] for row in alerts(calm.su)]
+
+    for name in ("verification", "partitions", "lag"):
+        rule(calm, name)
+    feed(calm.su)
+    assert check() == []
+    calm.su.execute("update meshaudit_private.settings set verified_problems = 2, verified_at = now()")
+    assert check() == ["verification"]
+    assert check() == ["verification"]
+    rule(calm, "partitions", threshold=100)
+    assert check() == ["verification", "partitions"]
+    calm.su.execute("update meshaudit_private.feed_state set ran_at = now() - interval '10 minutes'")
+    write(calm.su)
+    assert check() == ["verification", "partitions", "lag"]
+
+
+def test_scopes_and_acknowledging(calm: Db) -> None:
+    rule(calm, "new_secret", learns="0")
+    auditors = {scope: calm.connect(calm.role("auditor", "meshaudit_auditor")) for scope in ("a", "b")}
+    for scope, conn in auditors.items():
+        calm.su.execute("select meshaudit.grant_auditor(%s, %s)", [conn.info.user, scope])
+    write(calm.su, "k", "a")
+    feed(calm.su)
+    seen = "select alert_id, acknowledged_by from meshaudit.alerts"
+    assert auditors["a"].execute(seen.encode()).fetchall() == [(1, None)]
+    assert auditors["b"].execute(seen.encode()).fetchall() == []
+    assert one(auditors["b"], "select meshaudit.acknowledge_alert(1)") is False
+    assert one(auditors["a"], "select meshaudit.acknowledge_alert(1, 'mine')") is True
+    assert auditors["a"].execute(seen.encode()).fetchall() == [(1, auditors["a"].info.user)]
+    for verb in ("update meshaudit_private.alerts set rule = ''", "delete from meshaudit_private.alerts"):
+        with pytest.raises(psycopg.Error) as refused:
+            calm.su.execute(verb.encode())
+        assert refused.value.sqlstate == "MA003"
+
+
+def test_rules_are_recorded_and_checked(calm: Db) -> None:
+    rule(calm, "reads", threshold=7)
+    last = "select secret_table, secret_id from meshaudit.audit_logs order by id desc limit 1"
+    assert calm.su.execute(last.encode()).fetchall() == [("meshaudit.alert_rules", "reads")]
+    for name, values in (
+        ("nothing", {}),
+        ("reads", {"threshold": 0}),
+        ("reads", {"learns": "1 day"}),
+        ("hours", {"time_zone": "Nowhere/Land"}),
+        ("hours", {"days": [8]}),
+        ("reads", {"period": "1 second"}),
+    ):
+        with pytest.raises(psycopg.Error) as refused:
+            rule(calm, name, **values)
+        assert refused.value.sqlstate == "MA005", (name, values)
+
+
+def test_a_rule_that_fails_keeps_nothing_out(calm: Db) -> None:
+    rule(calm, "rolled_back")
+    calm.su.execute("alter table meshaudit_private.alert_counts rename to lost")
+    write(calm.su)
+    assert feed(calm.su) >= 1
+    detail = one(calm.su, "select detail from meshaudit.status() where \"check\" = 'feed'")
+    assert "alerts:" in detail
+    calm.su.execute("alter table meshaudit_private.lost rename to alert_counts")
+    feed(calm.su)
+    assert one(calm.su, "select ok from meshaudit.status() where \"check\" = 'feed'")
+
+
+def test_a_test_alert(any_db: Db) -> None:
+    operator = any_db.connect(any_db.role("operator", "meshaudit_operator"))
+    operator.execute("listen meshaudit_alert")
+    number = one(operator, "select meshaudit.test_alert()")
+    assert [n.payload for n in operator.notifies(timeout=0.5)] == [str(number)]
+    assert alerts(any_db.su)[-1] == ("test", "*", 1)

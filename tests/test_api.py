@@ -1,0 +1,336 @@
+"""The HTTP API: what it shows, to whom, and how it refuses."""
+
+import csv
+import io
+import json
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from starlette.datastructures import Headers
+
+from benchmarks.api_export import export, fill
+from meshaudit.api.gate import Gate
+from meshaudit.api.settings import Settings, networks
+from meshaudit.output import stamp
+from tests.api_support import Api, bearer, gateway, problem, record, serving
+from tests.flavours import Templates
+from tests.support import Db, wait_until
+
+ALL, ONE, TWO = bearer("sees-all"), bearer("sees-one"), bearer("sees-two")
+
+
+@pytest.fixture(scope="module")
+def api_db(template: Templates) -> Iterator[Db]:
+    db = template.clone("superuser")
+    try:
+        gateway_login = gateway(db)
+        db.su.execute("create table public.login (name text)")
+        db.su.execute("insert into public.login values (%s)", [gateway_login])
+        for subject, scope in (("sees-all", "*"), ("sees-one", "one"), ("sees-two", "two")):
+            db.su.execute("select meshaudit.grant_auditor(%s, %s)", [subject, scope])
+        record(db, "a", "b", "c", scope="one")
+        record(db, "d", "e", scope="two")
+        yield db
+    finally:
+        db.drop()
+
+
+@pytest.fixture(scope="module")
+def api(api_db: Db) -> Iterator[Api]:
+    row = api_db.su.execute("select name from public.login").fetchone()
+    assert row is not None
+    with serving(api_db, "--max-requests", "40", login=row[0]) as running:
+        yield running
+
+
+def _ids(api: Api, who: dict[str, str], **params: Any) -> list[int]:
+    found, cursor = [], None
+    while True:
+        page = api.get("/api/audit-logs", who, **params, **({"cursor": cursor} if cursor else {}))
+        assert page.status_code == 200, page.text
+        found += [item["id"] for item in page.json()["items"]]
+        cursor = page.json()["next_cursor"]
+        if cursor is None:
+            return found
+
+
+def _in_scope(db: Db, scope: str) -> list[int]:
+    rows = db.su.execute(
+        "select id from meshaudit.audit_logs where scope = %s order by timestamp desc, id desc", [scope]
+    )
+    return [id for (id,) in rows]
+
+
+def test_pages_are_the_log(api: Api, api_db: Db) -> None:
+    assert _ids(api, ONE, limit=2) == _in_scope(api_db, "one")
+    assert _ids(api, TWO, limit=1) == _in_scope(api_db, "two")
+    entry = api.get("/api/audit-logs", ONE, limit=1).json()["items"][0]
+    row = api_db.su.execute("select * from meshaudit.audit_logs where id = %s", [entry["id"]])
+    names = [column.name for column in row.description or ()]
+    assert list(entry) == names
+    wanted = dict(zip(names, row.fetchone() or (), strict=True))
+    assert entry["hash"] == wanted["hash"].hex()
+    assert entry["timestamp"] == stamp(wanted["timestamp"])
+    assert entry["ip_address"] == str(wanted["ip_address"])
+    assert api.get(f"/api/audit-logs/{entry['id']}", ONE).json() == entry
+
+
+def test_an_auditor_never_sees_anothers_entries(api: Api, api_db: Db) -> None:
+    hidden = set(_in_scope(api_db, "two"))
+    secrets = {
+        s for (s,) in api_db.su.execute("select secret_id from meshaudit.audit_logs where scope = 'two'")
+    }
+    now = "2000-01-01/.."
+    filters: list[dict[str, Any]] = [
+        *({}, {"scope": "two"}, {"date_range": now}, {"access_type": "write"}, {"operation": "create"}),
+        *({"outcome": "granted"}, {"ip": "0.0.0.0/0"}, {"ip": "::1"}, {"limit": 1}),
+        *({"secret_id": secret} for secret in secrets),
+    ]
+    theirs = api.get("/api/audit-logs", TWO, limit=1).json()["next_cursor"]
+    filters.append({"cursor": theirs})
+    for given in filters:
+        page = api.get("/api/audit-logs", ONE, **given)
+        assert page.status_code == 200, page.text
+        assert all(item["scope"] == "one" for item in page.json()["items"]), given
+        if "cursor" in given or "limit" in given:
+            continue
+        for form in ("csv", "jsonl"):
+            text = api.get("/api/audit-logs/export", ONE, format=form, **given).text
+            assert not any(secret in text for secret in secrets), given
+    for id in hidden:
+        # The same answer as for one that does not exist.
+        there = problem(api.get(f"/api/audit-logs/{id}", ONE), 404)
+        assert there == problem(api.get("/api/audit-logs/999999999", ONE), 404)
+    assert api.get("/api/audit-logs", bearer("nobody")).json() == {"items": [], "next_cursor": None}
+    for path in ("/api/status", "/metrics"):
+        assert problem(api.get(path, ONE), 403)
+
+
+def test_exports_are_the_log(api: Api, api_db: Db) -> None:
+    got = api.get("/api/audit-logs/export", ONE)
+    assert got.headers["content-type"].startswith("text/csv")
+    rows = list(csv.DictReader(io.StringIO(got.text)))
+    assert [int(row["id"]) for row in rows] == _ids(api, ONE)
+    # a client's own words, of the kind that break formats
+    with api_db.connect(api_db.role("odd", "meshaudit_client")) as conn:
+        conn.execute("select set_config('application_name', %s, false)", ['q"u,o\\te'])
+        conn.execute("select meshaudit.write_secret(%s, 'v', 'odd')", ["o"])
+    lines = api.get("/api/audit-logs/export", ALL, format="jsonl", scope="odd").text.splitlines()
+    page = api.get("/api/audit-logs", ALL, scope="odd").json()["items"]
+    assert [json.loads(line) for line in lines] == page
+    table = csv.DictReader(io.StringIO(api.get("/api/audit-logs/export", ALL, scope="odd").text))
+    assert next(table)["application_name"] == page[0]["application_name"] == 'q"u,o\\te'
+
+
+@pytest.mark.parametrize(
+    ("given", "name"),
+    [
+        ({"limit": "0"}, "limit"),
+        ({"limit": "1001"}, "limit"),
+        ({"limit": "x"}, "limit"),
+        ({"cursor": "zz"}, "cursor"),
+        ({"date_range": "2026-01-01"}, "date_range"),
+        ({"date_range": "2026-01-02/2026-01-01"}, "date_range"),
+        ({"date_range": "P1D/P1D"}, "date_range"),
+        ({"date_range": "../.."}, None),
+        ({"date_range": "/"}, None),
+        ({"date_range": "2026-01-01/P1M"}, None),
+        ({"date_range": "PT2H/2026-01-01T10:00:00+01:00"}, None),
+        ({"date_range": "2026-01-01/..", "from": "2026-01-01"}, "from"),
+        ({"from": "yesterday"}, "from"),
+        ({"to": "9999"}, "to"),
+        ({"access_type": "peek"}, "access_type"),
+        ({"operation": "x"}, "operation"),
+        ({"outcome": "x"}, "outcome"),
+        ({"ip": "10.0.0.256"}, "ip"),
+        ({"secret_id": "\0"}, "secret_id"),
+        ({"secretid": "x"}, "secretid"),
+        ({"secret_id": "", "date_range": "", "scope": "", "cursor": "", "limit": ""}, None),
+    ],
+)
+def test_a_bad_parameter_is_named(api: Api, given: dict[str, str], name: str | None) -> None:
+    answer = api.get("/api/audit-logs", ONE, **given)
+    if name is None:
+        assert answer.status_code == 200, answer.text
+    else:
+        assert problem(answer, 400)["parameter"] == name
+    twice = api.client.get("/api/audit-logs?scope=a&scope=b", headers=ONE)
+    assert problem(twice, 400)["parameter"] == "scope"
+
+
+def test_ranges_are_half_open(api: Api, api_db: Db) -> None:
+    rows = api.get("/api/audit-logs", ONE).json()["items"]
+    newest, oldest = rows[0], rows[-1]
+    inside = _ids(api, ONE, date_range=f"{oldest['timestamp']}/{newest['timestamp']}")
+    assert inside == [row["id"] for row in rows[1:]]
+    assert _ids(api, ONE, **{"from": newest["timestamp"]}) == [newest["id"]]
+
+
+def test_what_is_no_address_or_method(api: Api) -> None:
+    assert problem(api.get("/nowhere"), 404)
+    answer = api.client.post("/api/audit-logs", headers=ONE)
+    assert problem(answer, 405)
+    assert answer.headers["allow"] == "GET"
+
+
+def test_what_is_too_large(api: Api) -> None:
+    assert problem(api.client.get("/api/status", headers={**ONE, "x": "y" * 20000}), 431)
+    assert problem(api.get("/api/audit-logs", ONE, secret_id="y" * 9000), 414)
+    assert problem(api.client.request("GET", "/api/status", headers=ONE, content=b"x"), 413)
+
+
+def test_headers_of_every_answer(api: Api) -> None:
+    for path in ("/healthz", "/nowhere", "/api/audit-logs", "/docs"):
+        headers = api.client.get(path, headers={"Origin": "https://evil.example"}).headers
+        assert headers["x-content-type-options"] == "nosniff"
+        assert "default-src 'none'" in headers["content-security-policy"]
+        assert headers["cache-control"] == "no-store"
+        assert "access-control-allow-origin" not in headers
+        assert "server" not in headers
+        assert headers["x-request-id"]
+    assert api.client.get("/healthz", headers={"X-Request-Id": "mine-1"}).headers["x-request-id"] == "mine-1"
+
+
+def test_docs_are_served_from_here(api: Api) -> None:
+    page = api.get("/docs").text
+    assert "http" not in page.replace("https://", "http://").split("<body>")[1]
+    for path in ("/docs/swagger-ui-bundle.js", "/docs/swagger-ui.css", "/docs/start.js"):
+        assert api.get(path).status_code == 200
+    assert problem(api.get("/docs/..%2f__init__.py"), 404)
+    document = api.get("/openapi.json").json()
+    assert document["openapi"].startswith("3.1")
+
+
+def test_roles_that_a_token_may_not_take(api: Api, api_db: Db) -> None:
+    row = api_db.su.execute("select name from public.login").fetchone()
+    assert row is not None
+    bypasser = api_db.role("strong", bypassrls=True)
+    roles = [api_db.pg.superuser, "meshaudit_owner", "meshaudit_operator", "none", "no_such"]
+    for role in (
+        *roles,
+        "",
+        row[0],
+        bypasser,
+        "authenticated'; reset role; --",
+        "AUTHENTICATED",
+        "pg_read_all_data",
+    ):
+        assert problem(api.get("/api/audit-logs", bearer("sees-all", role=role)), 403), role
+    assert problem(api.get("/api/audit-logs", bearer("sees-all", role="anon")), 403)
+    # what the database would read from a request that PostgREST had made
+    forged = {
+        **TWO,
+        "role": "postgres",
+        "request.jwt.claims": '{"sub":"sees-all"}',
+        "X-Role": "meshaudit_owner",
+    }
+    assert {item["scope"] for item in api.get("/api/audit-logs", forged).json()["items"]} == {"two"}
+
+
+def test_the_address_is_the_peers() -> None:
+    """What a client writes into address headers is not believed; the database is told the peer's."""
+
+    class Request:
+        class client:
+            host = "192.0.2.9"
+
+    sent = Headers(
+        {"X-Forwarded-For": "1.2.3.4", "CF-Connecting-IP": "1.2.3.4", "Authorization": "x", "User-Agent": "u"}
+    )
+    request: Any = Request()
+    request.headers = sent
+    told = Gate(Settings())._headers(request)
+    assert told == {"user-agent": "u", "x-forwarded-for": "192.0.2.9"}
+    trusting = Gate(Settings(trusted_proxies=networks("x", ["192.0.2.0/24"])))
+    assert trusting._headers(request) == {
+        "x-forwarded-for": "1.2.3.4",
+        "cf-connecting-ip": "1.2.3.4",
+        "user-agent": "u",
+    }
+
+
+def test_status_and_metrics(api: Api, api_db: Db) -> None:
+    checks = api.get("/api/status", ALL).json()
+    assert {"check", "ok", "detail"} == set(checks["checks"][0])
+    assert problem(api.get("/metrics"), 401)
+    api_db.su.execute("select meshaudit.feed()")
+    text = api.get("/metrics", ALL).text
+    counted = api_db.su.execute(
+        "select count(*) from meshaudit.audit_feed where operation = 'create' and access_type = 'write'"
+    ).fetchone()
+    assert counted is not None
+    labels = '{access_type="write",operation="create",outcome="granted"}'
+    wanted = f"meshaudit_entries_total{labels} {float(counted[0])}"
+    assert wanted in text
+    assert "meshaudit_partitions_ahead 3.0" in text
+    assert 'meshaudit_api_request_seconds_count{method="GET",route="/api/status",status="200"}' in text
+    assert api.get("/readyz").json() == {"status": "ok"}
+
+
+def test_a_search_that_takes_too_long(api_db: Db) -> None:
+    row = api_db.su.execute("select name from public.login").fetchone()
+    assert row is not None
+    with serving(api_db, "--statement-timeout", "0.2", "--pool-size", "2", login=row[0]) as api:
+        with api_db.su.transaction():
+            api_db.su.execute("lock table meshaudit_private.auditors in access exclusive mode")
+            answer = api.get("/api/audit-logs", ONE)
+        assert problem(answer, 503)["type"].endswith(":timeout")
+        assert int(answer.headers["retry-after"]) > 0
+        assert api.get("/api/audit-logs", ONE).status_code == 200
+
+
+def test_a_login_that_is_no_gateway(api_db: Db) -> None:
+    login = api_db.role("plain", inherit=False)
+    api_db.pg.run(f"grant authenticated to {login}")
+    with serving(api_db, login=login) as api:
+        assert problem(api.get("/api/audit-logs", ALL), 503)["type"].endswith(":not-a-gateway")
+
+
+def test_without_authentication_on_loopback_it_is_the_login(api_db: Db) -> None:
+    login = api_db.role("reader")
+    api_db.su.execute("select meshaudit.grant_auditor(%s, 'two')", [login])
+    with serving(api_db, login=login, env={"MESHAUDIT_JWT_SECRET": ""}) as api:
+        assert _ids(api, {}) == _in_scope(api_db, "two")
+        assert problem(api.client.get("/api/audit-logs", headers={"Host": "evil.example"}), 421)
+
+
+def test_it_stops_at_sigterm(api_db: Db) -> None:
+    row = api_db.su.execute("select name from public.login").fetchone()
+    assert row is not None
+    with serving(api_db, login=row[0]) as api:
+        with api.client.stream("GET", "/api/audit-logs/stream", headers=ONE) as answer:
+            lines = answer.iter_lines()
+            assert next(lines).startswith("retry:")
+            api.process.terminate()
+            began = time.monotonic()
+            assert any("stopping" in line for line in lines)
+        code, said = api.stop()
+        assert time.monotonic() - began < 5
+        assert "Traceback" not in said
+        assert code in (0, -15, 143)
+
+
+def test_an_export_takes_no_memory(api_db: Db) -> None:
+    """`make bench-api` does so with a million."""
+    row = api_db.su.execute("select name from public.login").fetchone()
+    assert row is not None
+    fill(api_db.su, 60_000)
+    with serving(api_db, login=row[0]) as api:
+        api.get("/api/audit-logs", ALL)
+        before = api.memory()
+        lines, size, _ = export(api, ALL, "csv")
+        assert lines > 60_000
+        assert size > 20 << 20
+        assert api.memory() - before < 8 << 20
+        # Who goes away half-way leaves nothing behind: more than may be open at a time.
+        for _ in range(12):
+            with api.client.stream("GET", "/api/audit-logs/export", headers=ALL) as answer:
+                if answer.status_code == 200:
+                    next(answer.iter_raw())
+        wait_until(lambda: api.get("/api/audit-logs/export", ONE).status_code == 200, what="a free place")
+        wait_until(
+            lambda: api.get("/api/audit-logs/export", ALL, scope="odd").status_code == 200,
+            what="a free place",
+        )

@@ -1,0 +1,203 @@
+"""Webhooks: a real receiver that verifies, duplicates, retries, and receivers that are dead or hang."""
+
+import json
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import psycopg
+import pytest
+from standardwebhooks import Webhook, WebhookVerificationError
+
+from meshaudit import webhooks
+from tests.cli_support import ok, ok_json, run
+from tests.journal_support import Conn, one
+from tests.support import Db, wait_until
+from tests.test_feed import write
+from tests.test_sealer import following
+
+
+class Receiver:
+    """Verifies and keeps each message once, by its webhook-id; answers what it is told to."""
+
+    def __init__(self) -> None:
+        self.secret = ""
+        self.answers: list[int] = []
+        self.requests = 0
+        self.refused: list[str] = []
+        self.messages: dict[str, Any] = {}
+        receiver = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers["content-length"]))
+                receiver.requests += 1
+                try:
+                    told = Webhook(receiver.secret).verify(body, dict(self.headers.items()))
+                    receiver.messages.setdefault(self.headers["webhook-id"], told)
+                    status = receiver.answers.pop(0) if receiver.answers else 204
+                except WebhookVerificationError as exc:
+                    receiver.refused.append(str(exc))
+                    status = 401
+                self.send_response(status)
+                self.send_header("content-length", "0")
+                self.end_headers()
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_port}/hook"
+        self.thread = threading.Thread(target=self.server.serve_forever, args=(0.01,))
+        self.thread.start()
+
+    def close(self) -> None:
+        self.server.shutdown()
+        self.thread.join()
+        self.server.server_close()
+
+
+@pytest.fixture
+def receiver() -> Iterator[Receiver]:
+    made = Receiver()
+    yield made
+    made.close()
+
+
+def add(db: Db, url: str) -> str:
+    return str(one(db.su, "select signing_secret from meshaudit.add_webhook(%s)", url))
+
+
+def due_now(conn: Conn) -> None:
+    conn.execute("update meshaudit_private.alert_outbox set next_at = now() where next_at is not null")
+
+
+def test_a_receiver_verifies_and_survives_duplicates(db: Db, receiver: Receiver) -> None:
+    receiver.secret = add(db, receiver.url)
+    one(db.su, "select meshaudit.test_alert()")
+    receiver.answers = [500, 503]
+    assert webhooks.send_due(db.su) == (0, 1)
+    assert webhooks.send_due(db.su) == (0, 0)  # not before its time
+    waits = "select next_at - now() > interval '3 s' from meshaudit_private.alert_outbox"
+    assert one(db.su, waits)
+    for expected in ((0, 1), (1, 0), (0, 0)):
+        due_now(db.su)
+        assert webhooks.send_due(db.su) == expected
+    assert receiver.requests == 3
+    assert receiver.refused == []
+    (message,) = receiver.messages.values()
+    assert message["type"] == "meshaudit.alert"
+    assert message["data"]["rule"] == "test"
+    assert message["data"]["alert_id"] == 1
+
+
+def test_a_wrong_secret_is_refused(db: Db, receiver: Receiver) -> None:
+    add(db, receiver.url)
+    receiver.secret = "whsec_" + "A" * 32
+    one(db.su, "select meshaudit.test_alert()")
+    assert webhooks.send_due(db.su) == (0, 1)
+    assert receiver.refused
+    assert one(db.su, "select last_error from meshaudit.webhooks()") == "HTTP 401"
+
+
+def test_a_sender_that_dies_leaves_it_to_the_next(db: Db, receiver: Receiver) -> None:
+    receiver.secret = add(db, receiver.url)
+    one(db.su, "select meshaudit.test_alert()")
+    assert db.su.execute("select message_id from meshaudit.take_deliveries()").rowcount == 1
+    assert webhooks.send_due(db.su) == (0, 0)
+    due_now(db.su)  # the lease is over
+    assert webhooks.send_due(db.su) == (1, 0)
+
+
+def test_it_gives_up_and_says_so(db: Db) -> None:
+    add(db, "http://127.0.0.1:1/")
+    one(db.su, "select meshaudit.test_alert()")
+    db.su.execute("update meshaudit_private.alert_outbox set attempts = 19")
+    assert webhooks.send_due(db.su) == (0, 1)
+    due_now(db.su)
+    assert webhooks.send_due(db.su) == (0, 0)
+    ok_, detail = db.su.execute(
+        "select ok, detail from meshaudit.status() where \"check\" = 'alerts'"
+    ).fetchall()[0]
+    assert not ok_
+    assert "ConnectError" in detail
+
+
+def test_a_hanging_receiver_costs_nothing(db: Db) -> None:
+    """It accepts and never answers: accesses, sealing and feeding go on meanwhile."""
+    with socket.create_server(("127.0.0.1", 0)) as hanging:
+        add(db, f"http://127.0.0.1:{hanging.getsockname()[1]}/")
+        one(db.su, "select meshaudit.test_alert()")
+        with following(db.dsn()):
+            accepted, _ = hanging.accept()
+            secret = write(db.su)
+            start = time.monotonic()
+            for _ in range(20):
+                one(db.su, "select meshaudit.read_secret(%s)", secret)
+            assert time.monotonic() - start < 2
+            count = "select count(*) >= 21 from meshaudit.audit_feed where kind = 'entry'"
+            wait_until(lambda: one(db.su, count), 5)
+            held = (
+                "select from pg_locks l join pg_stat_activity a using (pid)"
+                " where application_name = 'meshaudit alerts'"
+            )
+            assert db.su.execute(held.encode()).rowcount == 0
+            accepted.close()
+
+
+def test_the_worker_sends(db: Db, receiver: Receiver) -> None:
+    receiver.secret = add(db, receiver.url)
+    with following(db.dsn()) as events:
+        one(db.su, "select meshaudit.test_alert()")
+        wait_until(lambda: receiver.messages)
+        wait_until(lambda: "alerts sent" in [name for name, _ in events])
+
+
+def test_secrets_are_not_for_auditors(any_db: Db) -> None:
+    add(any_db, "https://example.com/hook")
+    role = any_db.role("auditor", "meshaudit_auditor", "pg_read_all_data")
+    any_db.su.execute("select meshaudit.grant_auditor(%s)", [role])
+    auditor = any_db.connect(role)
+    assert auditor.execute("select * from meshaudit_private.webhooks").fetchall() == []
+    for call in ("meshaudit.take_deliveries()", "meshaudit.webhooks()"):
+        with pytest.raises(psycopg.errors.InsufficientPrivilege):
+            auditor.execute(f"select * from {call}".encode())
+
+
+def test_bad_webhooks_are_refused(db: Db) -> None:
+    for url, secret in (
+        ("http://example.com/", None),
+        ("https://", None),
+        ("file:///etc/passwd", None),
+        ("http://localhost.evil.example/", None),
+        ("http://127.0.0.1@evil.example/", None),
+        ("https://example.com/", "short"),
+    ):
+        with pytest.raises(psycopg.Error) as refused:
+            db.su.execute("select meshaudit.add_webhook(%s, %s)", [url, secret])
+        assert refused.value.sqlstate == "MA005", url
+
+
+def test_commands(db: Db, receiver: Receiver) -> None:
+    dsn = db.dsn()
+    made = ok_json("alerts", "webhook-add", receiver.url, dsn=dsn)
+    receiver.secret = made["secret"]
+    assert ok("alerts", dsn=dsn) == "no alerts\n"
+    assert ok_json("alerts", "test", dsn=dsn) == {"alert_id": 1}
+    assert ok("alerts", "send", dsn=dsn) == "sent: 1, failed: 0\n"
+    assert len(receiver.messages) == 1
+    assert ok("alerts", "ack", "1", "--note", "seen", dsn=dsn) == "acknowledged: 1\n"
+    (alert,) = ok_json("alerts", dsn=dsn)
+    assert (alert["rule"], alert["note"]) == ("test", "seen")
+    assert ok_json("alerts", "--open", dsn=dsn) == []
+    ok("alerts", "set", "reads", "--threshold", "7", "--period", "1 hour", dsn=dsn)
+    rules = {rule["rule"]: rule for rule in ok_json("alerts", "rules", dsn=dsn)}
+    assert (rules["reads"]["threshold"], rules["reads"]["period"]) == (7, "1:00:00")
+    (hook,) = json.loads(ok("alerts", "webhooks", "--json", dsn=dsn))
+    assert "secret" not in hook
+    ok("alerts", "webhook-remove", str(made["webhook_id"]), dsn=dsn)
+    for wrong in (("ack", "99"), ("webhook-remove", "99"), ("set", "nothing", "--on")):
+        assert run("alerts", *wrong, dsn=dsn).returncode == 2
