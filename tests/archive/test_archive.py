@@ -459,3 +459,27 @@ def test_logs_of_archives_in_pages_and_times(kept: tuple[Any, Db, Path]) -> None
     at = everything[100]["timestamp"]
     assert json.loads(ok(*args, "--limit", "0", "--from", at)) == everything[:101]
     assert json.loads(ok(*args, "--limit", "0", "--to", at)) == everything[101:]
+
+
+def test_beside_an_armed_journal(past: Db, tmp_path: Path) -> None:
+    """While it may hold records of a partition's time, the partition stays."""
+    past.su.execute("select meshaudit.arm_journal()")
+    try:
+        # an access whose transaction is still open when it is sealed
+        service = past.connect(past.role("svc", "meshaudit_client"), autocommit=False)
+        service.execute("select meshaudit.write_secret('k', 'v')")
+        past.su.execute("select meshaudit.seal()")
+        assert len(partitions(past.su, "ready")) == MONTHS
+        past.su.execute(
+            "update meshaudit_private.journal_progress set sealed_at = now() - interval '2 hours'"
+        )
+        assert partitions(past.su, "ready") == []
+        past.su.execute("select meshaudit.seal()")
+        role = past.role("archiver", "meshaudit_operator")
+        past.su.execute("select meshaudit.grant_auditor(%s)", [role])
+        ok("archive", "--to", str(tmp_path), "--before", SOON, dsn=past.dsn(role))
+        service.commit()
+        past.su.execute("select meshaudit.seal()")
+        ok("verify", "--archive", str(tmp_path), dsn=past.dsn(role))
+    finally:
+        past.su.execute("select meshaudit.disarm_journal()")
