@@ -6,9 +6,10 @@ Whole columns at a time: the canonical bytes of some ten thousand entries are on
 to do for each of them is one sha256. It shares no code with what writes archives.
 """
 
+import functools
 import hashlib
-import ipaddress
 import itertools
+import socket
 import struct
 from collections.abc import Callable, Mapping
 from datetime import datetime
@@ -50,7 +51,7 @@ TYPES = {
 _MAY_BE_NULL = {"ip_address", "claimed_identity", "application_name", "user_agent", "request_id", "prev_hash"}
 # Few values, many times each: their bytes are made once a value.
 _FEW = [name for name, kind in TYPES.items() if kind == _TEXT and name not in ("request_id",)]
-_BATCH = 32_768
+_BATCH = 65_536
 _PG_EPOCH = int(canonical.EPOCH.timestamp()) * 1_000_000
 _LANES = 1 << 20  # more than a database can have; a bound for the tables below
 
@@ -264,6 +265,7 @@ def _texts(column: Any) -> Any:
     return pc.binary_join_element_wise(_binary(heads), values, pa.scalar(b"", pa.binary()))
 
 
+@functools.lru_cache(1 << 18)
 def _text(value: str | None) -> bytes:
     if value is None:
         return struct.pack(">ii", 25, -1)
@@ -271,13 +273,15 @@ def _text(value: str | None) -> bytes:
     return struct.pack(">ii", 25, len(data)) + data
 
 
+@functools.lru_cache(1 << 18)
 def _address(value: str | None) -> bytes:
     if value is None:
         return struct.pack(">ii", 869, -1)
-    at = ipaddress.ip_interface(value)
-    packed = at.ip.packed
-    head = bytes(({4: 2, 6: 3}[at.version], at.network.prefixlen, 0, len(packed)))
-    return struct.pack(">ii", 869, 4 + len(packed)) + head + packed
+    # not ipaddress, which takes 30 times as long
+    text, _, prefix = value.rpartition("/")
+    family = 3 if ":" in text else 2
+    packed = socket.inet_pton(socket.AF_INET6 if family == 3 else socket.AF_INET, text)
+    return struct.pack(">iiBBBB", 869, 4 + len(packed), family, int(prefix), 0, len(packed)) + packed
 
 
 def _binary(rows: Any) -> Any:

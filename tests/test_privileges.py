@@ -83,6 +83,7 @@ PRIVATE_FUNCTIONS = {
     "read_secrets": {CLIENT},
     "delete_secret": {CLIENT},
     "verify": {AUDITOR, OPERATOR},
+    "keep_partitions": {AUDITOR, OPERATOR},
     "checkpoint": {AUDITOR, OPERATOR},
     "status": {AUDITOR, OPERATOR},
     "partitions": {AUDITOR, OPERATOR},

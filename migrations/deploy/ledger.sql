@@ -2998,11 +2998,23 @@ $$;
 revoke all on function meshaudit_private.verify(timestamptz, timestamptz, text) from public;
 grant execute on function meshaudit_private.verify(timestamptz, timestamptz, text) to meshaudit_auditor, meshaudit_operator;
 
--- as the caller, so that who asks is known (42_vault_api.sql)
+-- Before the snapshot is taken: a partition that is retired between the two would look cut out.
+create function meshaudit_private.keep_partitions() returns void
+language plpgsql volatile security definer set search_path = ''
+as $$
+begin
+  lock table meshaudit_private.ledger in access share mode;
+end
+$$;
+revoke all on function meshaudit_private.keep_partitions() from public;
+grant execute on function meshaudit_private.keep_partitions() to meshaudit_auditor, meshaudit_operator;
+
+-- as the caller, so that who asks is known (42_vault_api.sql); volatile, so that the second statement has a snapshot of its own
 create function meshaudit.verify(from_time timestamptz default null, to_time timestamptz default null)
 returns table (lane int, seq bigint, id bigint, problem text)
-language sql stable security invoker
+language sql volatile security invoker
 begin atomic
+  select meshaudit_private.keep_partitions();
   select v.lane, v.seq, v.id, v.problem from meshaudit_private.verify(from_time, to_time, current_user) v;
 end;
 revoke all on function meshaudit.verify(timestamptz, timestamptz) from public;
@@ -3019,6 +3031,7 @@ comment on function meshaudit_private.made_anew(meshaudit_private.suspect, text[
   'Whether a sound entry''s hash was made anew, as its sound neighbours tell.';
 comment on function meshaudit_private.is_displaced(meshaudit_private.suspect, meshaudit_private.suspect[]) is
   'Whether an unsound entry belongs at another of the given places.';
+comment on function meshaudit_private.keep_partitions() is 'Until the transaction ends, no partition is retired.';
 comment on function meshaudit_private.verify(timestamptz, timestamptz, text) is 'meshaudit.verify(), for a role.';
 comment on function meshaudit.verify(timestamptz, timestamptz) is
   'Recomputes every hash and link of the log, or of from_time <= timestamp < to_time. No row: intact. Otherwise lane, seq, id and the problem: edited, deleted, inserted, reordered or forked. It cannot see what a checkpoint kept outside would show: a log rewritten as a whole. Raises MA001 for who sees only part of the log.';
