@@ -5,6 +5,7 @@
 #   make lint              form, types, generated files
 #   make generate          rebuild what is generated from sql/
 #   make torture [PG=…]    kill -9 of the sealer and the server under load, some minutes long
+#   make torture-archive [PG=…]   kill -9 of the archiver 100 times; 1,000 kinds of damage to archives
 #   make bench             benchmarks/results.json
 #   make bench-api         the memory of an export of a million entries
 #   make fuzz-api          schemathesis against the HTTP API, some minutes long
@@ -64,6 +65,11 @@ endif
 torture: $(DEV)
 	@$(PY) -m tests.servers $(PG)
 	@MESHAUDIT_TEST_PG=$(PG) $(PY) -m tests.torture
+
+.PHONY: torture-archive
+torture-archive: $(DEV)
+	@$(PY) -m tests.archive.damage
+	@$(PY) -m tests.archive.killing
 
 .PHONY: lint
 lint: $(DEV)

@@ -80,6 +80,13 @@ class Chains:
         """Take in the rows of a query of ROW."""
         with_copy(conn, query, lambda get: self._consume(get, progress))
 
+    def include(self, runs: Iterable[Run]) -> None:
+        """Count stretches that are elsewhere as if they had been read."""
+        for run in runs:
+            copy = Run(run.lane, run.first, run.prev_hash, run.hash)
+            copy.after = run.after
+            self._runs.append(copy)
+
     def runs(self) -> dict[int, list[Run]]:
         """The runs of each lane by first seq, joined where the physical order had parted them."""
         lanes: dict[int, list[Run]] = {}

@@ -16,7 +16,19 @@ import typer
 from typer.core import TyperGroup
 
 from meshaudit import __version__
-from meshaudit.commands import admin, alerts, journal, local, log, migrations, options, proof, protect, serve
+from meshaudit.commands import (
+    admin,
+    alerts,
+    archive,
+    journal,
+    local,
+    log,
+    migrations,
+    options,
+    proof,
+    protect,
+    serve,
+)
 from meshaudit.errors import MeshauditError, translate
 from meshaudit.output import one_line
 
@@ -114,6 +126,8 @@ for command in (
     admin.grant_auditor,
     admin.revoke_auditor,
     journal.seal,
+    archive.archive,
+    archive.restore,
     serve.serve,
 ):
     app.command()(command)

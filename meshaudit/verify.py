@@ -13,10 +13,12 @@ import psycopg
 from psycopg.pq import TransactionStatus
 
 from meshaudit import canonical
+from meshaudit.archive_faults import Fault, Outside
 from meshaudit.chains import ROW, Chains, Row, Run, fetch
 from meshaudit.checkpoint import Checkpoint, Head, current, read_checkpoint, take_checkpoint
 from meshaudit.errors import BadArgument, NoPermission, translate
 from meshaudit.faults import Displaced, Lane, Problem, Seqs, deleted, doubtful, gaps, order
+from meshaudit.retired import Retired, read_retired
 
 __all__ = ["Checkpoint", "Problem", "Report", "read_checkpoint", "take_checkpoint", "verify"]
 
@@ -31,7 +33,9 @@ set local synchronize_seqscans = off;
 set local max_parallel_workers_per_gather = 0;
 set local jit = off;
 set local statement_timeout = 0;
-set local idle_in_transaction_session_timeout = 0
+set local idle_in_transaction_session_timeout = 0;
+-- before the snapshot: a partition that is retired between the two would look cut out
+lock table meshaudit.audit_logs in access share mode
 """
 
 
@@ -41,11 +45,14 @@ class Report(NamedTuple):
     problems: list[Problem]
     entries: int
     lanes: int
+    retired: int = 0  # entries that are in archives, as the log itself says
+    unproved: int = 0  # lanes of the checkpoint whose entry is in an archive that was not looked at
+    archive_faults: Sequence[Fault] = ()
 
     @property
     def intact(self) -> bool:
         """Whether nothing was found."""
-        return not self.problems
+        return not self.problems and not self.archive_faults
 
 
 def verify(
@@ -54,25 +61,31 @@ def verify(
     from_time: datetime | None = None,
     to_time: datetime | None = None,
     checkpoint: Checkpoint | None = None,
+    archives: Outside | None = None,
     progress: Progress | None = None,
 ) -> Report:
     """Verify the ledger, or the entries of from_time <= timestamp < to_time.
 
-    With a checkpoint: also that nothing recorded before it has gone or changed. `progress` gets the number of
-    entries done and about how many there are. The connection must not be in a transaction.
+    With a checkpoint: also that nothing recorded before it has gone or changed. With archives, which have
+    been verified: also that they are those to which the log says that entries were retired. `progress` gets
+    the number of entries done and about how many there are. The connection must not be in a transaction.
     """
     span = _Span(from_time, to_time)
     if conn.info.transaction_status != TransactionStatus.IDLE:
         raise BadArgument("verify needs a connection that is not in a transaction")
     try:
         with _snapshot(conn):
-            return _verify(conn, span, checkpoint, progress or (lambda done, total: None))
+            return _verify(conn, span, checkpoint, archives, progress or (lambda done, total: None))
     except psycopg.Error as exc:
         raise translate(exc) from exc
 
 
 def _verify(
-    conn: psycopg.Connection[Any], span: "_Span", held: Checkpoint | None, progress: Progress
+    conn: psycopg.Connection[Any],
+    span: "_Span",
+    held: Checkpoint | None,
+    archives: Outside | None,
+    progress: Progress,
 ) -> Report:
     seen = conn.execute("select meshaudit.sees_everything()").fetchone()
     if seen != (True,):
@@ -87,12 +100,25 @@ def _verify(
     chains.read(conn, query, lambda done: progress(min(done, total), total))
     progress(total, total)
     problems = [Problem(row.lane, row.seq, row.id, "inserted") for row in chains.homeless]
+    retired = read_retired(conn)
+    if not span.limited:
+        for stretches in retired.runs.values():
+            chains.include(stretches)
     runs = chains.runs()
-    problems += _altered(conn, span, now, runs, chains.unsound)
-    problems += _missing(conn, span, now, runs, chains.unsound)
+    problems += _altered(conn, span, now, runs, chains.unsound, retired)
+    problems += _missing(conn, span, now, runs, chains.unsound, retired)
+    unproved = 0
     if held is not None:
-        problems += _contradictions(conn, now, held, problems)
-    return Report(sorted(problems, key=order), chains.entries, len(now.lanes))
+        contradictions, unproved = _contradictions(conn, now, held, problems, retired, archives)
+        problems += contradictions
+    return Report(
+        sorted(problems, key=order),
+        chains.entries,
+        len(now.lanes),
+        retired.entries,
+        unproved,
+        archives.compared(now.ledger_id, retired.digests) if archives is not None else (),
+    )
 
 
 def _altered(
@@ -101,6 +127,7 @@ def _altered(
     now: Checkpoint,
     runs: dict[int, list[Run]],
     unsound: Sequence[Row],
+    retired: Retired,
 ) -> Iterator[Problem]:
     bad: dict[int, list[int]] = {}
     for row in unsound:
@@ -125,6 +152,14 @@ def _altered(
     for row in sorted(fetch(conn, places), key=order):
         assert row.lane is not None
         assert row.seq is not None
+        if retired.holds(row.lane, row.seq):
+            if span.holds(row):
+                yield Problem(row.lane, row.seq, row.id, "inserted")
+        else:
+            lanes.setdefault(row.lane, {}).setdefault(row.seq, []).append(row)
+    for row in retired.ends(doubts):
+        assert row.lane is not None
+        assert row.seq is not None
         lanes.setdefault(row.lane, {}).setdefault(row.seq, []).append(row)
     displaced = Displaced(unsound)
     for lane, seqs in doubts.items():
@@ -140,6 +175,7 @@ def _missing(
     now: Checkpoint,
     runs: dict[int, list[Run]],
     unsound: Sequence[Row],
+    retired: Retired,
 ) -> Iterator[Problem]:
     covered: dict[int, list[Seqs]] = {} if span.limited else {lane: [] for lane in now.lanes}
     for lane, stretches in runs.items():
@@ -155,7 +191,12 @@ def _missing(
         for gap in gaps(stretches, now.lanes[lane].seq)
     ]
     if span.limited:
-        absent = _beside(conn, now, absent)
+        absent = [
+            (lane, *part)
+            for lane, *gap in _beside(conn, now, absent)
+            for part in retired.without(lane, gap[0], gap[1])
+            if part[0] == gap[0] or part[1] == gap[1]
+        ]
     for lane, first, last in absent:
         yield deleted(lane, first, last)
 
@@ -184,12 +225,21 @@ def _beside(
 
 
 def _contradictions(
-    conn: psycopg.Connection[Any], now: Checkpoint, held: Checkpoint, known: Sequence[Problem]
-) -> Iterator[Problem]:
-    """What a checkpoint knows and the ledger no longer does, unless it is told already."""
+    conn: psycopg.Connection[Any],
+    now: Checkpoint,
+    held: Checkpoint,
+    known: Sequence[Problem],
+    retired: Retired,
+    archives: Outside | None,
+) -> tuple[list[Problem], int]:
+    """What a checkpoint knows and the ledger no longer does, unless it is told already.
+
+    And of how many lanes only an archive, which was not given, could tell.
+    """
     if now.ledger_id != held.ledger_id:
-        yield Problem(None, None, None, "ledger replaced", "checkpoint")
-        return
+        return [Problem(None, None, None, "ledger replaced", "checkpoint")], 0
+    found: list[Problem] = []
+    unproved = 0
     told = {(problem.lane, problem.seq) for problem in known}
     lanes = sorted(held.lanes)
     rows = conn.execute(
@@ -207,16 +257,25 @@ def _contradictions(
     for lane, number, digest, before in rows:
         head: Head = held.lanes[lane]
         entries.setdefault(lane, []).append((number, digest))
-        if number is None and digest is None:
-            first = max(before or 0, 0) + 1
-            if (lane, first) not in told:
-                yield deleted(lane, first, head.seq, "checkpoint")
-    for lane, there in entries.items():
+        if number is None and digest is None and retired.holds(lane, head.seq):
+            there = retired.hash_at(lane, head.seq)
+            if there is None and archives is not None:
+                there = archives.hashes.get((lane, head.seq))
+            if there is None:
+                unproved += 1
+            elif there != head.hash and (lane, head.seq) not in told:
+                found.append(Problem(lane, head.seq, None, "edited", "checkpoint"))
+        elif number is None and digest is None:
+            for first, last in retired.without(lane, max(before or 0, 0) + 1, head.seq):
+                if (lane, first) not in told:
+                    found.append(deleted(lane, first, last, "checkpoint"))
+    for lane, rivals in entries.items():
         head = held.lanes[lane]
-        if there == [(None, None)] or any(digest == head.hash for _, digest in there):
+        if rivals == [(None, None)] or any(digest == head.hash for _, digest in rivals):
             continue
         if (lane, head.seq) not in told:
-            yield Problem(lane, head.seq, there[0][0], "edited", "checkpoint")
+            found.append(Problem(lane, head.seq, rivals[0][0], "edited", "checkpoint"))
+    return found, unproved
 
 
 class _Span:

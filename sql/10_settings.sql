@@ -8,6 +8,7 @@ create table meshaudit_private.settings (
   address_headers text[] not null default array['cf-connecting-ip', 'x-forwarded-for'],
   partition_interval text not null default 'month' check (partition_interval in ('month', 'week', 'day')),
   partitions_ahead int not null default 3 check (partitions_ahead between 1 and 400),
+  keep_in_database interval not null default '1 day' check (keep_in_database >= interval '1 day'),
   reading_key bytea not null default sha256(uuid_send(gen_random_uuid()) || uuid_send(gen_random_uuid())),
   feed_keep bigint not null default 100000 check (feed_keep between 1000 and 100000000),
   realtime_roles text[] not null default array['supabase_admin', 'supabase_realtime_admin'],
@@ -29,6 +30,8 @@ comment on column meshaudit_private.settings.realtime_roles is
   'Logins that read the feed in the name of the subject in request.jwt.claims: Supabase''s Realtime. For entries their claims count for nothing.';
 comment on column meshaudit_private.settings.address_headers is
   'Request headers to take the client''s address from, best first; of a list, the last (nearest) address counts.';
+comment on column meshaudit_private.settings.keep_in_database is
+  'How long a partition stays after its end before it may be retired.';
 
 comment on column meshaudit_private.settings.reading_key is 'Key of the tokens that searches show (49_readings.sql).';
 

@@ -79,6 +79,9 @@ as $$
     select from meshaudit_private.ledger l
     where l.lane = s.lane and l.seq = least(s.seq, 9223372036854775806) + 1 and l.seq <= s.head_seq and l.prev_hash = s.hash
       and pg_catalog.concat(l.tableoid, l.ctid) <> all (p_false))
+    or exists (
+    select from meshaudit_private.retired_runs r
+    where r.lane = s.lane and r.first_seq = least(s.seq, 9223372036854775806) + 1 and r.prev_hash = s.hash)
 $$;
 
 -- Whether a sound entry was given a new hash: its neighbours, sound as well, contradict it.
@@ -96,17 +99,21 @@ begin
     return true;
   elsif not exists (
       select from meshaudit_private.ledger l
-      where l.lane = s.lane and l.seq = least(s.seq, 9223372036854775806) + 1 and pg_catalog.concat(l.tableoid, l.ctid) <> all (p_false)) then
+      where l.lane = s.lane and l.seq = least(s.seq, 9223372036854775806) + 1 and pg_catalog.concat(l.tableoid, l.ctid) <> all (p_false))
+    and not exists (select from meshaudit_private.retired_runs r where r.lane = s.lane and r.first_seq = least(s.seq, 9223372036854775806) + 1) then
     return false;  -- nothing is there that could name it
   end if;
   -- a break before it, which is its own because the next entry does not name it either
   select pg_catalog.bool_or(not meshaudit_private.is_sound(l) or l.hash = s.prev_hash) into v_links
     from meshaudit_private.ledger l where l.lane = s.lane and l.seq = s.seq - 1;
+  select coalesce(pg_catalog.bool_or(r.hash = s.prev_hash) or v_links, v_links, pg_catalog.bool_or(r.hash = s.prev_hash)) into v_links
+    from meshaudit_private.retired_runs r where r.lane = s.lane and r.last_seq = s.seq - 1;
   if not v_links then
     return true;
   end if;
   -- a break behind it, which is its own unless the next entry is unsound or made anew itself
-  return exists (
+  return exists (select from meshaudit_private.retired_runs r where r.lane = s.lane and r.first_seq = least(s.seq, 9223372036854775806) + 1)
+    or exists (
     select from meshaudit_private.ledger l
     where l.lane = s.lane and l.seq = least(s.seq, 9223372036854775806) + 1 and meshaudit_private.is_sound(l)
       and pg_catalog.concat(l.tableoid, l.ctid) <> all (p_false)
@@ -185,7 +192,7 @@ begin
     if s.seq >= 1 and s.head_seq is not null
        and s.before_seq is distinct from s.seq - 1 and s.before_seq is distinct from s.seq then
       select pg_catalog.max(l.seq) into v_last from meshaudit_private.ledger l where l.lane = s.lane and l.seq < s.seq;
-      seq := greatest(v_last, 0) + 1;
+      seq := greatest(v_last, meshaudit_private.retired_before(s.lane, s.seq), 0) + 1;
       id := null;
       problem := meshaudit_private.gap(seq, least(s.seq - 1, s.head_seq));
       if problem is not null then
@@ -209,6 +216,7 @@ begin
     -- what is missing behind it, up to the next entry; if that is looked at too, it tells
     if s.seq < s.head_seq and (s.next_seq is null or s.next_seq > s.seq + 1) then
       select pg_catalog.min(l.seq) into v_last from meshaudit_private.ledger l where l.lane = s.lane and l.seq > s.seq;
+      v_last := least(v_last, meshaudit_private.retired_behind(s.lane, s.seq));
       if v_last is null or v_last < s.next_seq or s.next_seq is null then
         seq := greatest(s.seq, 0) + 1;
         id := null;
@@ -220,12 +228,14 @@ begin
     end if;
   end loop;
 
-  -- lanes that are gone altogether
+  -- lanes that are gone altogether, and what was retired
   if not c_limited then
+    return query select r.lane, r.seq, r.id, r.problem from meshaudit_private.verify_retired() r order by r.lane, r.seq, r.id;
     return query
       select h.lane, 1::pg_catalog.int8, null::pg_catalog.int8, meshaudit_private.gap(1, h.seq)
       from meshaudit_private.lane_heads h
       where h.seq > 0 and not exists (select from meshaudit_private.ledger l where l.lane = h.lane)
+        and not exists (select from meshaudit_private.retired_runs r where r.lane = h.lane)
       order by h.lane;
   end if;
 end
@@ -233,23 +243,27 @@ $$;
 revoke all on function meshaudit_private.verify(timestamptz, timestamptz, text) from public;
 grant execute on function meshaudit_private.verify(timestamptz, timestamptz, text) to meshaudit_auditor, meshaudit_operator;
 
--- as the caller, so that who asks is known (42_vault_api.sql)
+-- Before the snapshot is taken: a partition that is retired between the two would look cut out.
+create function meshaudit_private.keep_partitions() returns void
+language plpgsql volatile security definer set search_path = ''
+as $$
+begin
+  lock table meshaudit_private.ledger in access share mode;
+end
+$$;
+revoke all on function meshaudit_private.keep_partitions() from public;
+grant execute on function meshaudit_private.keep_partitions() to meshaudit_auditor, meshaudit_operator;
+
+-- as the caller, so that who asks is known (42_vault_api.sql); volatile, so that the second statement has a snapshot of its own
 create function meshaudit.verify(from_time timestamptz default null, to_time timestamptz default null)
 returns table (lane int, seq bigint, id bigint, problem text)
-language sql stable security invoker
+language sql volatile security invoker
 begin atomic
+  select meshaudit_private.keep_partitions();
   select v.lane, v.seq, v.id, v.problem from meshaudit_private.verify(from_time, to_time, current_user) v;
 end;
 revoke all on function meshaudit.verify(timestamptz, timestamptz) from public;
 grant execute on function meshaudit.verify(timestamptz, timestamptz) to meshaudit_auditor, meshaudit_operator;
-
--- Says that entries p_from to p_to are gone; null if that is none.
-create function meshaudit_private.gap(p_from bigint, p_to bigint) returns text
-language sql immutable parallel safe
-return case
-  when p_from = p_to then 'deleted'
-  when p_from < p_to then pg_catalog.format('deleted (entries %s to %s)', p_from, p_to)
-end;
 
 comment on type meshaudit_private.suspect is 'An entry and its neighbours, for verify(). "at" says which row it is.';
 comment on function meshaudit_private.is_sound(meshaudit_private.ledger) is 'Whether an entry''s hash is that of its bytes.';
@@ -262,7 +276,7 @@ comment on function meshaudit_private.made_anew(meshaudit_private.suspect, text[
   'Whether a sound entry''s hash was made anew, as its sound neighbours tell.';
 comment on function meshaudit_private.is_displaced(meshaudit_private.suspect, meshaudit_private.suspect[]) is
   'Whether an unsound entry belongs at another of the given places.';
-comment on function meshaudit_private.gap(bigint, bigint) is 'Says which entries are gone; null if none.';
+comment on function meshaudit_private.keep_partitions() is 'Until the transaction ends, no partition is retired.';
 comment on function meshaudit_private.verify(timestamptz, timestamptz, text) is 'meshaudit.verify(), for a role.';
 comment on function meshaudit.verify(timestamptz, timestamptz) is
   'Recomputes every hash and link of the log, or of from_time <= timestamp < to_time. No row: intact. Otherwise lane, seq, id and the problem: edited, deleted, inserted, reordered or forked. It cannot see what a checkpoint kept outside would show: a log rewritten as a whole. Raises MA001 for who sees only part of the log.';

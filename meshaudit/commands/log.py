@@ -3,13 +3,15 @@
 import signal
 import sys
 import threading
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
 from typing import Annotated, Any
 
-import psycopg
 import typer
 
-from meshaudit import db, filters, follow, output, queries
-from meshaudit.commands.options import Dsn, Json, dsn, wants_json
+from meshaudit import db, extra, filters, follow, output, queries
+from meshaudit.commands.options import Dsn, Json, dsn, names_database, wants_json
 from meshaudit.errors import BadArgument
 from meshaudit.version import require_current
 
@@ -32,6 +34,9 @@ def logs(
     ip: Annotated[str | None, _option("--ip", "From this address or network.", "ADDRESS")] = None,
     limit: Annotated[int, typer.Option("--limit", min=0, help="So many at most; 0 is all.")] = 100,
     after: Annotated[str | None, _option("--after", "Go on behind this cursor.", "CURSOR")] = None,
+    archive: Annotated[
+        Path | None, typer.Option("--archive", help="In these archives; with --dsn, in both.")
+    ] = None,
     form: Annotated[str | None, _option("--format", "table (default), json, csv or ocsf.", "FORMAT")] = None,
     follows: Annotated[bool, typer.Option("--follow", "-f", help="Print new entries as they come.")] = False,
     database: Dsn = None,
@@ -64,16 +69,49 @@ def logs(
         "ip": filters.address("--ip", ip),
     }
     after = filters.cursor("--after", after)
-    with db.connect(dsn(context, database)) as conn:
+    given = dsn(context, database)
+    if archive is not None and not names_database(given):
+        if ago is not None:
+            raise BadArgument("--since counts from a server's clock", "give --from, or name a database")
+        wanted = queries.Filters(from_time=start, to_time=end, **texts)
+        pages = partial(extra.load("meshaudit.archive_logs").search, archive, wanted)
+        _print(pages, after, limit or None, writer)
+        return
+    with db.connect(given) as conn:
         require_current(conn)
         if ago is not None:
             # Entries carry the server's time; this machine's may differ.
             start = queries.server_time(conn, ago)
         wanted = queries.Filters(from_time=start, to_time=end, **texts)
         if not follows:
-            _print(conn, wanted, after, limit or None, writer)
+            pages = partial(queries.search, conn, wanted)
+            if archive is not None:
+                pages = partial(_both, extra.load("meshaudit.archive_logs"), pages, archive, wanted)
+            if not _print(pages, after, limit or None, writer) and not queries.sees_everything(conn):
+                # An empty log and a log that is hidden would look the same.
+                output.note(
+                    "you may see only the scopes that you were granted, and none of their entries fits"
+                )
+
     if follows:
-        _follow(dsn(context, database), wanted, writer)
+        _follow(given, wanted, writer)
+
+
+def _both(
+    archives: Any,
+    database: Any,
+    place: Path,
+    wanted: queries.Filters,
+    *,
+    after: str | None,
+    limit: int | None,
+) -> Iterator[list[queries.Entry]]:
+    found: Iterator[list[queries.Entry]] = archives.merged(
+        database(after=after, limit=limit),
+        archives.search(place, wanted, after=after, limit=limit),
+        limit=limit,
+    )
+    return found
 
 
 def _follow(database: str, wanted: queries.Filters, writer: output.Writer) -> None:
@@ -89,20 +127,17 @@ def _follow(database: str, wanted: queries.Filters, writer: output.Writer) -> No
 
 
 def _print(
-    conn: psycopg.Connection[Any],
-    wanted: queries.Filters,
+    pages: Callable[..., Iterator[list[queries.Entry]]],
     after: str | None,
     limit: int | None,
     writer: output.Writer,
-) -> None:
+) -> int:
     printed, last = 0, after
-    for page in queries.search(conn, wanted, after=after, limit=limit):
+    for page in pages(after=after, limit=limit):
         writer.page(page)
         printed, last = printed + len(page), page[-1].cursor
     writer.end()
     sys.stdout.flush()
-    if not printed and not queries.sees_everything(conn):
-        # An empty log and a log that is hidden would look the same.
-        output.note("you may see only the scopes that you were granted, and none of their entries fits")
-    if printed == limit and next(queries.search(conn, wanted, after=last, limit=1), None):
+    if printed == limit and next(iter(pages(after=last, limit=1)), None):
         output.note(f"there are more: --after {last}, or --limit 0 for all")
+    return printed

@@ -31,6 +31,11 @@ def dsn(context: typer.Context, after: str | None) -> str:
     return filters.plain("--dsn", given) or ""
 
 
+def names_database(given: str) -> bool:
+    """Whether anything says which database is meant, where a command can do without one."""
+    return bool(given) or any(os.environ.get(name) for name in ("PGHOST", "PGDATABASE", "PGSERVICE"))
+
+
 def wants_json(context: typer.Context, after: bool) -> bool:
     """Whether --json stood anywhere."""
     before: Before = context.obj

@@ -6,15 +6,18 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from meshaudit import db, filters, output
+from meshaudit import db, extra, filters, output
 from meshaudit import verify as verifier
-from meshaudit.commands.options import Dsn, Json, dsn, wants_json
+from meshaudit.commands.options import Dsn, Json, dsn, names_database, wants_json
 from meshaudit.errors import BadArgument
 from meshaudit.version import require_current
+
+if TYPE_CHECKING:
+    from meshaudit.archive_verify import Archives
 
 ALTERED = 1
 _HINT = "connect as an auditor of all scopes: select meshaudit.grant_auditor('your role')"
@@ -29,38 +32,77 @@ def verify(
     checkpoint: Annotated[
         Path | None, typer.Option("--checkpoint", help="A checkpoint that was kept outside the database.")
     ] = None,
+    archive: Annotated[
+        Path | None, typer.Option("--archive", help="A directory that meshaudit archive wrote to.")
+    ] = None,
     database: Dsn = None,
     as_json: Json = False,
 ) -> None:
     """Recompute every hash. Exit code 0: intact, 1: altered, 2: could not check.
 
-    With a checkpoint: also that nothing recorded before it has gone or changed.
+    With a checkpoint: also that nothing recorded before it has gone or changed. With an archive: its files,
+    and, if a database is named, that both are one history.
     """
     start, end = filters.time("--from", from_time), filters.time("--to", to_time)
     # Before the database is asked: a bad file should not cost a long run.
     held = _held(checkpoint) if checkpoint is not None else None
+    archives = None
+    if archive is not None:
+        if start or end:
+            raise BadArgument("--archive verifies whole archives", "leave --from and --to out")
+        archives = _archives(archive, held)
+    if archives is not None and not names_database(dsn(context, database)):
+        if held is not None:
+            raise BadArgument("a checkpoint is of a database", "name it with --dsn")
+        _tell_archives(archives, wants_json(context, as_json))
+        return
     with db.connect(dsn(context, database)) as conn, db.errors(_HINT):
         require_current(conn)
         with _progress() as progress:
-            report = verifier.verify(conn, from_time=start, to_time=end, checkpoint=held, progress=progress)
+            report = verifier.verify(
+                conn,
+                from_time=start,
+                to_time=end,
+                checkpoint=held,
+                archives=archives.outside() if archives is not None else None,
+                progress=progress,
+            )
     problems = report.problems
+    faults = [*(archives.faults if archives is not None else ()), *report.archive_faults]
     if wants_json(context, as_json):
-        output.dump(
-            {
-                "intact": not problems,
-                "entries": report.entries,
-                "lanes": report.lanes,
-                "problems": [problem._asdict() for problem in problems],
+        found = {
+            "intact": not problems and not faults,
+            "entries": report.entries,
+            "lanes": report.lanes,
+            "problems": [problem._asdict() for problem in problems],
+        }
+        if report.retired or archives is not None:
+            found |= {
+                "retired": report.retired,
+                "archived": archives.entries if archives is not None else None,
+                "unproved": report.unproved,
+                "archive_faults": [fault._asdict() for fault in faults],
             }
-        )
-    elif problems:
-        print(f"altered: {_described(problems[0])}")
-        print(f"{_count(len(problems), 'problem', 'problems')} in {_entries(report.entries)}")
+        output.dump(found)
+    elif problems or faults:
+        for fault in faults:
+            print(output.printable(f"altered: {fault.file}: {fault.problem}"))
+        if problems:
+            print(f"altered: {_described(problems[0])}")
+            print(f"{_count(len(problems), 'problem', 'problems')} in {_entries(report.entries)}")
     else:
         print(f"intact: {_entries(report.entries)}, every hash and every link")
-        if held is not None:
+        if archives is not None:
+            print(f"and {_entries(archives.entries)} in {len(archives.manifests)} archives: one history")
+        elif report.retired:
+            print(f"{_entries(report.retired)} more are retired; --archive verifies them too")
+        if held is not None and report.unproved:
+            print(
+                f"{report.unproved} of the checkpoint's lanes end in an archive; --archive compares them too"
+            )
+        elif held is not None:
             print(f"of the checkpoint's {_entries(held.entries)} none has gone or changed")
-    if problems:
+    if problems or faults:
         sys.stdout.flush()  # before the exit code says that it was told
         raise typer.Exit(ALTERED)
 
@@ -91,6 +133,43 @@ def checkpoint(
     else:
         _write(to_file, text + "\n")
         output.note(f"written to {to_file}")
+
+
+def _archives(place: Path, held: verifier.Checkpoint | None) -> "Archives":
+    verify_archives = extra.load("meshaudit.archive_verify").verify
+    wanted = {lane: head.seq for lane, head in held.lanes.items()} if held is not None else {}
+    with _progress() as progress:
+        found: Archives = verify_archives(place, wanted, progress or (lambda done, total: None))
+    return found
+
+
+def _tell_archives(archives: "Archives", as_json: bool) -> None:
+    """What archives alone say."""
+    if as_json:
+        output.dump(
+            {
+                "intact": not archives.faults,
+                "archives": len(archives.manifests),
+                "archived": archives.entries,
+                "not_archived": archives.absent,
+                "archive_faults": [fault._asdict() for fault in archives.faults],
+            }
+        )
+    else:
+        for fault in archives.faults:
+            print(output.printable(f"altered: {fault.file}: {fault.problem}"))
+        if not archives.faults:
+            print(
+                f"intact: {_entries(archives.entries)} in {len(archives.manifests)} archives,"
+                " every hash and every link"
+            )
+            if archives.absent:
+                print(
+                    f"{_entries(archives.absent)} between them are elsewhere; with --dsn they are looked for"
+                )
+    if archives.faults:
+        sys.stdout.flush()
+        raise typer.Exit(ALTERED)
 
 
 def _held(path: Path) -> verifier.Checkpoint:

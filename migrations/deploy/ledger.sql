@@ -123,6 +123,7 @@ create table meshaudit_private.settings (
   address_headers text[] not null default array['cf-connecting-ip', 'x-forwarded-for'],
   partition_interval text not null default 'month' check (partition_interval in ('month', 'week', 'day')),
   partitions_ahead int not null default 3 check (partitions_ahead between 1 and 400),
+  keep_in_database interval not null default '1 day' check (keep_in_database >= interval '1 day'),
   reading_key bytea not null default sha256(uuid_send(gen_random_uuid()) || uuid_send(gen_random_uuid())),
   feed_keep bigint not null default 100000 check (feed_keep between 1000 and 100000000),
   realtime_roles text[] not null default array['supabase_admin', 'supabase_realtime_admin'],
@@ -144,6 +145,8 @@ comment on column meshaudit_private.settings.realtime_roles is
   'Logins that read the feed in the name of the subject in request.jwt.claims: Supabase''s Realtime. For entries their claims count for nothing.';
 comment on column meshaudit_private.settings.address_headers is
   'Request headers to take the client''s address from, best first; of a list, the last (nearest) address counts.';
+comment on column meshaudit_private.settings.keep_in_database is
+  'How long a partition stays after its end before it may be retired.';
 
 comment on column meshaudit_private.settings.reading_key is 'Key of the tokens that searches show (49_readings.sql).';
 
@@ -391,6 +394,61 @@ alter table meshaudit_private.journal enable always trigger note_journal_used;
 comment on function meshaudit_private.journal_used() is 'Whether the journal is armed or required, or the vault in journal mode.';
 comment on function meshaudit_private.vault_in_journal() is 'Whether the vault is in journal mode.';
 comment on function meshaudit_private.note_journal_used() is 'Keeps journal_used() and vault_in_journal() true to the row.';
+
+-- sql/15_archive.sql
+
+-- What has left the database for the archive, and what may not.
+--
+-- Invariants
+--   * a retirement's manifest is kept whole: its digest is in an entry of the log, or in the next manifest, so that it
+--     cannot be changed unseen; what verify() accepts as retired follows from manifests alone;
+--   * retired_runs repeats what the manifests say, for look-ups; verify() compares the two.
+
+create table meshaudit_private.retirements (
+  number int primary key generated always as identity,
+  partition text not null unique,
+  manifest text not null,
+  from_time timestamptz not null,
+  to_time timestamptz not null,
+  entries bigint not null,
+  -- where the entry is that records it, the last one if it was restored in between
+  lane int not null,
+  seq bigint not null,
+  restored boolean not null default false,
+  retired_at timestamptz not null default clock_timestamp()
+);
+comment on table meshaudit_private.retirements is 'Partitions that were archived, verified and emptied.';
+comment on column meshaudit_private.retirements.manifest is 'The archive''s manifest, byte for byte.';
+comment on column meshaudit_private.retirements.restored is 'Whether its entries are back in the database.';
+
+-- Stretches of lanes that are in an archive instead of the ledger.
+create table meshaudit_private.retired_runs (
+  lane int not null,
+  first_seq bigint not null,
+  last_seq bigint not null,
+  prev_hash bytea not null,
+  hash bytea not null,
+  partition text not null,
+  primary key (lane, first_seq)
+);
+comment on table meshaudit_private.retired_runs is 'Stretches of lanes that are in an archive instead of the ledger.';
+
+create table meshaudit_private.holds (
+  hold bigint primary key generated always as identity,
+  secret_id text,
+  user_identity text,
+  scope text,
+  from_time timestamptz,
+  to_time timestamptz,
+  reason text not null,
+  placed_by text not null,
+  placed_at timestamptz not null default clock_timestamp()
+);
+comment on table meshaudit_private.holds is 'Legal holds: what they match is not retired. Null matches everything.';
+
+alter table meshaudit_private.retirements enable row level security;
+alter table meshaudit_private.retired_runs enable row level security;
+alter table meshaudit_private.holds enable row level security;
 
 -- sql/15_feed.sql
 
@@ -2001,9 +2059,9 @@ language plpgsql volatile security definer set search_path = ''
 as $$
 begin
   if name not in ('gateway_roles', 'api_roles', 'address_headers', 'partition_interval', 'partitions_ahead',
-      'vault_mode', 'require_journal', 'journal_flush', 'feed_keep', 'realtime_roles') or name is null then
+      'vault_mode', 'require_journal', 'journal_flush', 'feed_keep', 'realtime_roles', 'keep_in_database') or name is null then
     raise exception 'no setting named "%"', pg_catalog."left"(name, 100) using errcode = 'MA005',
-      hint = 'Settings: gateway_roles, api_roles, address_headers (comma-separated lists), partition_interval (month, week or day), partitions_ahead (1 to 400), vault_mode (ledger or journal), require_journal, journal_flush (true or false), feed_keep (1000 to 100000000), realtime_roles (a list).';
+      hint = 'Settings: gateway_roles, api_roles, address_headers (comma-separated lists), partition_interval (month, week or day), partitions_ahead (1 to 400), vault_mode (ledger or journal), require_journal, journal_flush (true or false), feed_keep (1000 to 100000000), realtime_roles (a list), keep_in_database (an interval of a day or more).';
   end if;
   begin
     case name
@@ -2027,10 +2085,12 @@ begin
         update meshaudit_private.journal set required = value::pg_catalog.bool where singleton;
       when 'journal_flush' then
         update meshaudit_private.journal set flush = value::pg_catalog.bool where singleton;
+      when 'keep_in_database' then
+        update meshaudit_private.settings set keep_in_database = value::pg_catalog.interval where singleton;
     end case;
   exception when check_violation or not_null_violation or data_exception then
     raise exception 'bad value for setting "%"', name using errcode = 'MA005',
-      hint = 'Lists are comma-separated; partition_interval is month, week or day; partitions_ahead is 1 to 400; vault_mode is ledger or journal; require_journal and journal_flush are true or false; feed_keep is 1000 to 100000000.';
+      hint = 'Lists are comma-separated; partition_interval is month, week or day; partitions_ahead is 1 to 400; vault_mode is ledger or journal; require_journal and journal_flush are true or false; feed_keep is 1000 to 100000000; keep_in_database is a day or more.';
   end;
   insert into meshaudit_private.ledger (secret_id, access_type, operation, outcome, secret_table, scope)
     values (name, 'write', 'update', 'granted', 'meshaudit.settings', '*');
@@ -2055,7 +2115,8 @@ as $$
       ('partitions_ahead', s.partitions_ahead::pg_catalog.text), ('feed_keep', s.feed_keep::pg_catalog.text),
       ('realtime_roles', s.realtime_roles::pg_catalog.text), ('ledger_id', s.ledger_id::pg_catalog.text),
       ('vault_mode', k.vault_mode), ('require_journal', k.required::pg_catalog.text),
-      ('journal_flush', k.flush::pg_catalog.text)) j (n, v)
+      ('journal_flush', k.flush::pg_catalog.text),
+      ('keep_in_database', s.keep_in_database::pg_catalog.text)) j (n, v)
   where j.n = name
 $$;
 revoke all on function meshaudit.get_setting(text) from public;
@@ -2063,7 +2124,7 @@ grant execute on function meshaudit.get_setting(text) to meshaudit_auditor, mesh
 
 comment on function meshaudit_private.list(text) is 'A comma-separated list as an array; null if it is empty.';
 comment on function meshaudit.set_setting(text, text) is
-  'Changes a setting: gateway_roles, api_roles, address_headers (comma-separated), partition_interval (month, week, day), partitions_ahead (1 to 400), vault_mode (ledger, journal), require_journal, journal_flush (true, false), feed_keep (events), realtime_roles (logins). Recorded as an update of meshaudit.settings. Raises MA005 on a bad name or value.';
+  'Changes a setting: gateway_roles, api_roles, address_headers (comma-separated), partition_interval (month, week, day), partitions_ahead (1 to 400), vault_mode (ledger, journal), require_journal, journal_flush (true, false), feed_keep (events), realtime_roles (logins), keep_in_database (an interval of a day or more). Recorded as an update of meshaudit.settings. Raises MA005 on a bad name or value.';
 comment on function meshaudit.get_setting(text) is 'A setting''s value as text (or ledger_id); null if there is none of that name.';
 
 -- sql/42_vault_api.sql
@@ -2585,6 +2646,111 @@ grant execute on function meshaudit.is_gateway() to meshaudit_auditor, meshaudit
 comment on function meshaudit.is_gateway() is
   'Whether this login is in the setting gateway_roles, so that its request.jwt.claims and request.headers are believed.';
 
+-- sql/59_retired.sql
+
+-- What verify() has to know of retired entries: where they were, and that the log says so.
+
+-- Says that entries p_from to p_to are gone; null if that is none.
+create function meshaudit_private.gap(p_from bigint, p_to bigint) returns text
+language sql immutable parallel safe
+return case
+  when p_from = p_to then 'deleted'
+  when p_from < p_to then pg_catalog.format('deleted (entries %s to %s)', p_from, p_to)
+end;
+
+-- The stretches that are retired according to manifests whose digest the log holds: in an entry of its own, or in a later
+-- manifest of which that is true. (An old retirement's entry is itself retired one day; the newest never is.)
+create function meshaudit_private.backed_runs()
+returns table (lane int, first_seq bigint, last_seq bigint, prev_hash bytea, hash bytea, partition text)
+language sql stable set search_path = ''
+as $$
+  with recursive named as (
+    select r.*, pg_catalog.encode(pg_catalog.sha256(pg_catalog.convert_to(r.manifest, 'UTF8')), 'hex') as digest,
+      r.manifest::pg_catalog.jsonb as content
+    from meshaudit_private.retirements r
+  ), backed (number, partition, restored, content) as (
+    select n.number, n.partition, n.restored, n.content from named n
+    where exists (
+      select from meshaudit_private.ledger l
+      where l.lane = n.lane and l.seq = n.seq and l.secret_table = 'meshaudit.archive' and l.operation = 'delete'
+        and l.secret_id = pg_catalog.concat(n.partition, ' ', n.digest))
+    union
+    select n.number, n.partition, n.restored, n.content from backed b
+    join named n on n.digest = (b.content operator(pg_catalog.->>) 'previous')
+  )
+  select (e.run operator(pg_catalog.->>) 0)::pg_catalog.int4, (e.run operator(pg_catalog.->>) 1)::pg_catalog.int8,
+    (e.run operator(pg_catalog.->>) 2)::pg_catalog.int8,
+    pg_catalog.decode(e.run operator(pg_catalog.->>) 3, 'hex'), pg_catalog.decode(e.run operator(pg_catalog.->>) 4, 'hex'),
+    b.partition
+  from backed b, lateral pg_catalog.jsonb_array_elements(b.content operator(pg_catalog.->) 'runs') e (run)
+  where not b.restored
+$$;
+
+-- The last retired seq before an entry, if it reaches that far; the first one behind it.
+create function meshaudit_private.retired_before(p_lane int, p_seq bigint) returns bigint
+language sql stable set search_path = ''
+as $$
+  select pg_catalog.max(r.last_seq) from meshaudit_private.retired_runs r where r.lane = p_lane and r.first_seq < p_seq
+$$;
+
+create function meshaudit_private.retired_behind(p_lane int, p_seq bigint) returns bigint
+language sql stable set search_path = ''
+as $$
+  select pg_catalog.min(r.first_seq) from meshaudit_private.retired_runs r where r.lane = p_lane and r.last_seq > p_seq
+$$;
+
+-- What is wrong with the retired stretches: missing entries next to them, links that contradict them, entries where they
+-- are, and stretches that no retirement in the log stands for.
+create function meshaudit_private.verify_retired() returns table (lane int, seq bigint, id bigint, problem text)
+language sql stable set search_path = ''
+as $$
+  with stretches as (
+    select r.*, h.seq as head_seq, h.hash as head_hash,
+      pg_catalog.lead(r.first_seq) over w as next_first, pg_catalog.lead(r.prev_hash) over w as next_prev,
+      pg_catalog.lag(r.last_seq) over w as before_last
+    from meshaudit_private.retired_runs r
+    left join meshaudit_private.lane_heads h on h.lane = r.lane
+    window w as (partition by r.lane order by r.first_seq)
+  ), beside as (
+    select s.*,
+      (select pg_catalog.min(l.seq) from meshaudit_private.ledger l where l.lane = s.lane and l.seq > s.last_seq) as next_entry,
+      (select pg_catalog.max(l.seq) from meshaudit_private.ledger l where l.lane = s.lane and l.seq < s.first_seq) as entry_before
+    from stretches s
+  ), gaps as (
+    -- where the next is an entry, that tells
+    select b.lane, b.last_seq + 1 as first, coalesce(b.next_first - 1, b.head_seq) as last from beside b
+      where b.next_entry is null or b.next_entry >= b.next_first
+    union all
+    select b.lane, 1, b.first_seq - 1 from beside b where b.before_last is null and b.entry_before is null
+  )
+  select g.lane, g.first, null::pg_catalog.int8, meshaudit_private.gap(g.first, g.last)
+    from gaps g where g.first <= g.last
+  union all
+  select b.lane, b.last_seq, null, 'edited' from beside b
+    where (b.last_seq = b.head_seq and b.hash <> b.head_hash)
+      or (b.next_first = b.last_seq + 1 and b.next_prev <> b.hash)
+      or (b.next_entry = b.last_seq + 1 and not exists (
+        select from meshaudit_private.ledger l
+        where l.lane = b.lane and l.seq = b.last_seq + 1 and l.prev_hash = b.hash))
+  union all
+  select b.lane, b.first_seq, null, 'edited' from beside b
+    where b.first_seq = 1 and b.prev_hash <> (
+      select meshaudit_private.genesis_hash(t.ledger_id, b.lane) from meshaudit_private.settings t)
+  union all
+  select r.lane, l.seq, l.id, 'inserted' from meshaudit_private.retired_runs r
+    join meshaudit_private.ledger l on l.lane = r.lane and l.seq between r.first_seq and r.last_seq
+  union all
+  select r.lane, r.first_seq, null, pg_catalog.format('retired without an entry (entries %s to %s)', r.first_seq, r.last_seq)
+    from (select t.lane, t.first_seq, t.last_seq, t.prev_hash, t.hash, t.partition from meshaudit_private.retired_runs t
+      except select * from meshaudit_private.backed_runs()) r
+$$;
+
+comment on function meshaudit_private.gap(bigint, bigint) is 'Says which entries are gone; null if none.';
+comment on function meshaudit_private.backed_runs() is 'Stretches of lanes that are retired according to the log itself.';
+comment on function meshaudit_private.retired_before(int, bigint) is 'The last retired seq of what begins before this one.';
+comment on function meshaudit_private.retired_behind(int, bigint) is 'The first retired seq of what ends behind this one.';
+comment on function meshaudit_private.verify_retired() is 'What is wrong with the retired stretches, for verify().';
+
 -- sql/60_verify.sql
 
 -- Verification inside the database. meshaudit verify does the same from outside, sharing no code with this.
@@ -2668,6 +2834,9 @@ as $$
     select from meshaudit_private.ledger l
     where l.lane = s.lane and l.seq = least(s.seq, 9223372036854775806) + 1 and l.seq <= s.head_seq and l.prev_hash = s.hash
       and pg_catalog.concat(l.tableoid, l.ctid) <> all (p_false))
+    or exists (
+    select from meshaudit_private.retired_runs r
+    where r.lane = s.lane and r.first_seq = least(s.seq, 9223372036854775806) + 1 and r.prev_hash = s.hash)
 $$;
 
 -- Whether a sound entry was given a new hash: its neighbours, sound as well, contradict it.
@@ -2685,17 +2854,21 @@ begin
     return true;
   elsif not exists (
       select from meshaudit_private.ledger l
-      where l.lane = s.lane and l.seq = least(s.seq, 9223372036854775806) + 1 and pg_catalog.concat(l.tableoid, l.ctid) <> all (p_false)) then
+      where l.lane = s.lane and l.seq = least(s.seq, 9223372036854775806) + 1 and pg_catalog.concat(l.tableoid, l.ctid) <> all (p_false))
+    and not exists (select from meshaudit_private.retired_runs r where r.lane = s.lane and r.first_seq = least(s.seq, 9223372036854775806) + 1) then
     return false;  -- nothing is there that could name it
   end if;
   -- a break before it, which is its own because the next entry does not name it either
   select pg_catalog.bool_or(not meshaudit_private.is_sound(l) or l.hash = s.prev_hash) into v_links
     from meshaudit_private.ledger l where l.lane = s.lane and l.seq = s.seq - 1;
+  select coalesce(pg_catalog.bool_or(r.hash = s.prev_hash) or v_links, v_links, pg_catalog.bool_or(r.hash = s.prev_hash)) into v_links
+    from meshaudit_private.retired_runs r where r.lane = s.lane and r.last_seq = s.seq - 1;
   if not v_links then
     return true;
   end if;
   -- a break behind it, which is its own unless the next entry is unsound or made anew itself
-  return exists (
+  return exists (select from meshaudit_private.retired_runs r where r.lane = s.lane and r.first_seq = least(s.seq, 9223372036854775806) + 1)
+    or exists (
     select from meshaudit_private.ledger l
     where l.lane = s.lane and l.seq = least(s.seq, 9223372036854775806) + 1 and meshaudit_private.is_sound(l)
       and pg_catalog.concat(l.tableoid, l.ctid) <> all (p_false)
@@ -2774,7 +2947,7 @@ begin
     if s.seq >= 1 and s.head_seq is not null
        and s.before_seq is distinct from s.seq - 1 and s.before_seq is distinct from s.seq then
       select pg_catalog.max(l.seq) into v_last from meshaudit_private.ledger l where l.lane = s.lane and l.seq < s.seq;
-      seq := greatest(v_last, 0) + 1;
+      seq := greatest(v_last, meshaudit_private.retired_before(s.lane, s.seq), 0) + 1;
       id := null;
       problem := meshaudit_private.gap(seq, least(s.seq - 1, s.head_seq));
       if problem is not null then
@@ -2798,6 +2971,7 @@ begin
     -- what is missing behind it, up to the next entry; if that is looked at too, it tells
     if s.seq < s.head_seq and (s.next_seq is null or s.next_seq > s.seq + 1) then
       select pg_catalog.min(l.seq) into v_last from meshaudit_private.ledger l where l.lane = s.lane and l.seq > s.seq;
+      v_last := least(v_last, meshaudit_private.retired_behind(s.lane, s.seq));
       if v_last is null or v_last < s.next_seq or s.next_seq is null then
         seq := greatest(s.seq, 0) + 1;
         id := null;
@@ -2809,12 +2983,14 @@ begin
     end if;
   end loop;
 
-  -- lanes that are gone altogether
+  -- lanes that are gone altogether, and what was retired
   if not c_limited then
+    return query select r.lane, r.seq, r.id, r.problem from meshaudit_private.verify_retired() r order by r.lane, r.seq, r.id;
     return query
       select h.lane, 1::pg_catalog.int8, null::pg_catalog.int8, meshaudit_private.gap(1, h.seq)
       from meshaudit_private.lane_heads h
       where h.seq > 0 and not exists (select from meshaudit_private.ledger l where l.lane = h.lane)
+        and not exists (select from meshaudit_private.retired_runs r where r.lane = h.lane)
       order by h.lane;
   end if;
 end
@@ -2822,23 +2998,27 @@ $$;
 revoke all on function meshaudit_private.verify(timestamptz, timestamptz, text) from public;
 grant execute on function meshaudit_private.verify(timestamptz, timestamptz, text) to meshaudit_auditor, meshaudit_operator;
 
--- as the caller, so that who asks is known (42_vault_api.sql)
+-- Before the snapshot is taken: a partition that is retired between the two would look cut out.
+create function meshaudit_private.keep_partitions() returns void
+language plpgsql volatile security definer set search_path = ''
+as $$
+begin
+  lock table meshaudit_private.ledger in access share mode;
+end
+$$;
+revoke all on function meshaudit_private.keep_partitions() from public;
+grant execute on function meshaudit_private.keep_partitions() to meshaudit_auditor, meshaudit_operator;
+
+-- as the caller, so that who asks is known (42_vault_api.sql); volatile, so that the second statement has a snapshot of its own
 create function meshaudit.verify(from_time timestamptz default null, to_time timestamptz default null)
 returns table (lane int, seq bigint, id bigint, problem text)
-language sql stable security invoker
+language sql volatile security invoker
 begin atomic
+  select meshaudit_private.keep_partitions();
   select v.lane, v.seq, v.id, v.problem from meshaudit_private.verify(from_time, to_time, current_user) v;
 end;
 revoke all on function meshaudit.verify(timestamptz, timestamptz) from public;
 grant execute on function meshaudit.verify(timestamptz, timestamptz) to meshaudit_auditor, meshaudit_operator;
-
--- Says that entries p_from to p_to are gone; null if that is none.
-create function meshaudit_private.gap(p_from bigint, p_to bigint) returns text
-language sql immutable parallel safe
-return case
-  when p_from = p_to then 'deleted'
-  when p_from < p_to then pg_catalog.format('deleted (entries %s to %s)', p_from, p_to)
-end;
 
 comment on type meshaudit_private.suspect is 'An entry and its neighbours, for verify(). "at" says which row it is.';
 comment on function meshaudit_private.is_sound(meshaudit_private.ledger) is 'Whether an entry''s hash is that of its bytes.';
@@ -2851,7 +3031,7 @@ comment on function meshaudit_private.made_anew(meshaudit_private.suspect, text[
   'Whether a sound entry''s hash was made anew, as its sound neighbours tell.';
 comment on function meshaudit_private.is_displaced(meshaudit_private.suspect, meshaudit_private.suspect[]) is
   'Whether an unsound entry belongs at another of the given places.';
-comment on function meshaudit_private.gap(bigint, bigint) is 'Says which entries are gone; null if none.';
+comment on function meshaudit_private.keep_partitions() is 'Until the transaction ends, no partition is retired.';
 comment on function meshaudit_private.verify(timestamptz, timestamptz, text) is 'meshaudit.verify(), for a role.';
 comment on function meshaudit.verify(timestamptz, timestamptz) is
   'Recomputes every hash and link of the log, or of from_time <= timestamp < to_time. No row: intact. Otherwise lane, seq, id and the problem: edited, deleted, inserted, reordered or forked. It cannot see what a checkpoint kept outside would show: a log rewritten as a whole. Raises MA001 for who sees only part of the log.';
@@ -6077,6 +6257,435 @@ comment on function meshaudit.update_vault_secret(uuid, text, text, text) is 'Ch
 comment on function meshaudit.open_supabase_vault() is
   'Opens the audited path to Supabase''s Vault: from then on members of meshaudit_client reach all of its secrets by the functions here. Recorded. For an operator who may grant what is in schema vault. Raises MA001, MA005.';
 comment on function meshaudit.close_supabase_vault() is 'Closes the audited path to Supabase''s Vault. Recorded. Raises MA001.';
+
+-- sql/90_partitions_of_archive.sql
+
+-- Which partitions there are, and which of them may be retired.
+
+create function meshaudit_private.partition_list()
+returns table (name text, leaf regclass, from_time timestamptz, to_time timestamptz)
+language sql stable set search_path = '' set timezone = 'UTC' set datestyle = 'ISO'
+as $$
+  select c.relname::pg_catalog.text, c.oid::pg_catalog.regclass,
+    pg_catalog.substring(e.bound, 'FROM [(]''([^'']+)''')::pg_catalog.timestamptz,
+    pg_catalog.substring(e.bound, 'TO [(]''([^'']+)''')::pg_catalog.timestamptz
+  from pg_catalog.pg_inherits i
+  join pg_catalog.pg_class c on c.oid = i.inhrelid,
+    lateral (select pg_catalog.pg_get_expr(c.relpartbound, c.oid)) e (bound)
+  where i.inhparent = 'meshaudit_private.ledger'::pg_catalog.regclass and e.bound <> 'DEFAULT'
+$$;
+
+-- Whether a hold matches an entry of the partition.
+create function meshaudit_private.held_by(p_leaf regclass, p_from timestamptz, p_to timestamptz) returns bigint
+language plpgsql stable set search_path = ''
+as $$
+declare
+  h meshaudit_private.holds;
+  v_found pg_catalog.bool;
+begin
+  for h in
+    select * from meshaudit_private.holds k
+    where coalesce(k.from_time < p_to, true) and coalesce(k.to_time > p_from, true) order by k.hold
+  loop
+    execute pg_catalog.format('select exists (select from %s l
+        where ($1 is null or l.secret_id = $1) and ($2 is null or l.user_identity = $2) and ($3 is null or l.scope = $3)
+          and ($4 is null or l."timestamp" >= $4) and ($5 is null or l."timestamp" < $5))', p_leaf)
+      into v_found using h.secret_id, h.user_identity, h.scope, h.from_time, h.to_time;
+    if v_found then
+      return h.hold;
+    end if;
+  end loop;
+  return null;
+end
+$$;
+
+-- Why a partition cannot be retired now; null: nothing speaks against it.
+create function meshaudit_private.why_kept(p_leaf regclass, p_from timestamptz, p_to timestamptz) returns text
+language plpgsql stable set search_path = ''
+as $$
+declare
+  v_keep constant pg_catalog.interval := (select s.keep_in_database from meshaudit_private.settings s);
+  v_hold pg_catalog.int8;
+begin
+  if p_to > pg_catalog.clock_timestamp() - v_keep then
+    return pg_catalog.format('it ends less than %s ago (setting keep_in_database)', v_keep);
+  end if;
+  if (select j.armed from meshaudit_private.journal j) then
+    if (select p.sealed_at is null or p.sealed_at < pg_catalog.clock_timestamp() - '1 hour'::pg_catalog.interval
+        from meshaudit_private.journal_progress p) then
+      return 'the journal has not been sealed for an hour and may hold records of its time: run meshaudit seal';
+    end if;
+    if exists (
+        select from meshaudit_private.journal_pending p
+        where meshaudit_private.time_of((p.payload::meshaudit_private.journal_record).at) < p_to) then
+      return 'the journal holds records of its time that wait for the end of their transaction';
+    end if;
+  end if;
+  v_hold := meshaudit_private.held_by(p_leaf, p_from, p_to);
+  if v_hold is not null then
+    return pg_catalog.format('legal hold %s is on entries of it', v_hold);
+  end if;
+  return null;
+end
+$$;
+
+create function meshaudit_private.partitions(p_role text)
+returns table (partition text, from_time timestamptz, to_time timestamptz, state text, detail text)
+language plpgsql stable security definer set search_path = ''
+as $$
+declare
+  p pg_catalog.record;
+  r meshaudit_private.retirements;
+begin
+  perform meshaudit_private.require_whole_log(p_role);
+  for p in select * from meshaudit_private.partition_list() l order by l.from_time loop
+    select * into r from meshaudit_private.retirements t where t.partition = p.name;
+    partition := p.name;
+    from_time := p.from_time;
+    to_time := p.to_time;
+    detail := case when r.restored is not false then meshaudit_private.why_kept(p.leaf, p.from_time, p.to_time) end;
+    state := case when not r.restored then 'retired' when r.restored then 'restored'
+      when detail is null then 'ready' else 'kept' end;
+    return next;
+  end loop;
+end
+$$;
+revoke all on function meshaudit_private.partitions(text) from public;
+grant execute on function meshaudit_private.partitions(text) to meshaudit_auditor, meshaudit_operator;
+
+create function meshaudit.partitions()
+returns table (partition text, from_time timestamptz, to_time timestamptz, state text, detail text)
+language sql stable security invoker
+begin atomic
+  select p.partition, p.from_time, p.to_time, p.state, p.detail from meshaudit_private.partitions(current_user) p;
+end;
+revoke all on function meshaudit.partitions() from public;
+grant execute on function meshaudit.partitions() to meshaudit_auditor, meshaudit_operator;
+
+create function meshaudit_private.retirements(p_role text)
+returns table (partition text, manifest text, lane int, seq bigint, restored boolean, retired_at timestamptz)
+language plpgsql stable security definer set search_path = ''
+as $$
+begin
+  perform meshaudit_private.require_whole_log(p_role);
+  return query
+    select r.partition, r.manifest, r.lane, r.seq, r.restored, r.retired_at
+    from meshaudit_private.retirements r order by r.number;
+end
+$$;
+revoke all on function meshaudit_private.retirements(text) from public;
+grant execute on function meshaudit_private.retirements(text) to meshaudit_auditor, meshaudit_operator;
+
+create function meshaudit.retirements()
+returns table (partition text, manifest text, lane int, seq bigint, restored boolean, retired_at timestamptz)
+language sql stable security invoker
+begin atomic
+  select r.partition, r.manifest, r.lane, r.seq, r.restored, r.retired_at from meshaudit_private.retirements(current_user) r;
+end;
+revoke all on function meshaudit.retirements() from public;
+grant execute on function meshaudit.retirements() to meshaudit_auditor, meshaudit_operator;
+
+comment on function meshaudit_private.partition_list() is 'The ledger''s partitions and their bounds, the default one aside.';
+comment on function meshaudit_private.held_by(regclass, timestamptz, timestamptz) is 'A legal hold that matches an entry of a partition; null if none does.';
+comment on function meshaudit_private.why_kept(regclass, timestamptz, timestamptz) is 'Why a partition cannot be retired now; null if it can.';
+comment on function meshaudit_private.partitions(text) is 'meshaudit.partitions(), for a role.';
+comment on function meshaudit.partitions() is
+  'The ledger''s partitions, oldest first: their bounds, and state kept (detail says why), ready (may be archived and retired), retired or restored. Raises MA001 to an auditor of a part of the log.';
+comment on function meshaudit_private.retirements(text) is 'meshaudit.retirements(), for a role.';
+comment on function meshaudit.retirements() is
+  'Retired partitions, in the order of their retirement: the archive''s manifest, the lane and seq of the entry that records it, and whether it is restored. Raises MA001 to an auditor of a part of the log.';
+
+-- sql/91_retire.sql
+
+-- Retiring a partition: its entries leave the ledger for an archive, and the log says so.
+--
+-- Invariants
+--   * the manifest is compared with the partition itself, under a lock that keeps entries out: bounds, count, and of each
+--     lane every stretch with its first link and its last hash. From those the chain fixes every byte between;
+--   * entry, manifest and emptying are one transaction;
+--   * no access waits: what is locked is a partition that is over. It is emptied, not detached, since detaching locks the
+--     ledger itself, and Postgres cannot do it CONCURRENTLY beside a default partition (docs/adr/0012-archive.md).
+
+-- A partition's stretches, as a manifest lists them: lane, first seq, last seq, prev_hash of the first, hash of the last.
+create function meshaudit_private.runs_of(p_leaf regclass) returns jsonb
+language plpgsql volatile set search_path = ''
+as $$
+declare
+  v_runs pg_catalog.jsonb;
+begin
+  execute pg_catalog.format($query$
+    with linked as (
+      select l.lane, l.seq, l.prev_hash, l.hash,
+        (pg_catalog.lag(l.seq) over w + 1 is distinct from l.seq
+          or pg_catalog.lag(l.hash) over w is distinct from l.prev_hash) as starts,
+        (pg_catalog.lead(l.seq) over w - 1 is distinct from l.seq
+          or pg_catalog.lead(l.prev_hash) over w is distinct from l.hash) as ends
+      from only %s l
+      window w as (partition by l.lane order by l.seq)
+    ), edges as (
+      select e.lane, e.seq, e.prev_hash, e.starts,
+        case when e.ends then e.seq else pg_catalog.lead(e.seq) over w end as last_seq,
+        case when e.ends then e.hash else pg_catalog.lead(e.hash) over w end as hash
+      from linked e where e.starts or e.ends
+      window w as (partition by e.lane order by e.seq)
+    )
+    select coalesce(pg_catalog.jsonb_agg(pg_catalog.jsonb_build_array(
+      s.lane, s.seq, s.last_seq, pg_catalog.encode(s.prev_hash, 'hex'), pg_catalog.encode(s.hash, 'hex'))
+      order by s.lane, s.seq), '[]')
+    from edges s where s.starts
+  $query$, p_leaf) into v_runs;
+  return v_runs;
+end
+$$;
+
+create function meshaudit.retire_partition(name text, manifest text) returns text
+language plpgsql volatile security definer set search_path = '' set timezone = 'UTC' set datestyle = 'ISO'
+as $$
+declare
+  v_digest constant pg_catalog.text := pg_catalog.encode(pg_catalog.sha256(pg_catalog.convert_to(manifest, 'UTF8')), 'hex');
+  m pg_catalog.jsonb;
+  p pg_catalog.record;
+  r meshaudit_private.retirements;
+  v_why pg_catalog.text;
+  v_count pg_catalog.int8;
+  v_previous pg_catalog.text;
+  v_lane pg_catalog.int4;
+  v_seq pg_catalog.int8;
+begin
+  if pg_catalog.current_setting('transaction_isolation') <> 'read committed' then
+    raise exception 'retiring takes a READ COMMITTED transaction' using errcode = 'MA005',
+      hint = 'Run it in autocommit, or in a transaction of isolation level READ COMMITTED.';
+  end if;
+  begin
+    m := manifest::pg_catalog.jsonb;
+  exception when data_exception then
+    null;
+  end;
+  -- one at a time, since each manifest names the one before
+  lock table meshaudit_private.retirements in share row exclusive mode;
+  select * into p from meshaudit_private.partition_list() l where l.name = retire_partition.name;
+  if p.name is null then
+    raise exception 'no partition named "%"', pg_catalog."left"(name, 100) using errcode = 'MA005',
+      hint = 'select * from meshaudit.partitions() lists them. The default partition cannot be retired.';
+  end if;
+  select * into r from meshaudit_private.retirements t where t.partition = p.name;
+  if not r.restored then
+    raise exception '% is retired already', p.name using errcode = 'MA005', hint = 'Nothing is left to do.';
+  end if;
+  -- readers may go on; entries of an old time, which only the sealer brings, wait until this is over
+  execute pg_catalog.format('lock table only %s in share mode nowait', p.leaf);
+  v_why := meshaudit_private.why_kept(p.leaf, p.from_time, p.to_time);
+  if v_why is not null then
+    raise exception '% cannot be retired: %', p.name, v_why using errcode = 'MA005',
+      hint = 'select * from meshaudit.partitions() says of each whether it can be.';
+  end if;
+
+  select pg_catalog.encode(pg_catalog.sha256(pg_catalog.convert_to(t.manifest, 'UTF8')), 'hex') into v_previous
+    from meshaudit_private.retirements t where t.number < coalesce(r.number, 2147483647) order by t.number desc limit 1;
+  execute pg_catalog.format('select pg_catalog.count(*) from only %s', p.leaf) into v_count;
+  v_why := case
+    when m is null or m operator(pg_catalog.->>) 'format' is distinct from 'meshaudit archive v1' then 'it is no manifest of format "meshaudit archive v1"'
+    when m operator(pg_catalog.->>) 'ledger_id' is distinct from (select s.ledger_id::pg_catalog.text from meshaudit_private.settings s) then 'it is of another ledger'
+    when m operator(pg_catalog.->>) 'partition' is distinct from p.name then 'it is of another partition'
+    when (m operator(pg_catalog.->>) 'from')::pg_catalog.timestamptz is distinct from p.from_time
+      or (m operator(pg_catalog.->>) 'to')::pg_catalog.timestamptz is distinct from p.to_time then 'the bounds differ'
+    when m operator(pg_catalog.->>) 'previous' is distinct from v_previous then 'it does not name the manifest of the last retirement'
+    when r.number is not null and r.manifest <> retire_partition.manifest then 'it is not the one that the partition was restored from'
+    when pg_catalog.jsonb_array_length(m operator(pg_catalog.->) 'files') is distinct from 1 then 'it names no file'
+    when m operator(pg_catalog.->) 'entries' is distinct from pg_catalog.to_jsonb(v_count) then 'the number of entries differs'
+    when m operator(pg_catalog.->) 'runs' is distinct from meshaudit_private.runs_of(p.leaf) then 'the lanes'' links differ'
+  end;
+  if v_why is not null then
+    raise exception 'the manifest does not fit %: %', p.name, v_why using errcode = 'MA005',
+      hint = 'Run meshaudit archive again: it writes the archive anew and verifies it.';
+  end if;
+  -- a reader of the log must not find it half gone; who reads just now is not waited for
+  execute pg_catalog.format('lock table only %s in access exclusive mode nowait', p.leaf);
+
+  insert into meshaudit_private.ledger (secret_id, access_type, operation, outcome, secret_table, scope)
+    values (pg_catalog.concat(p.name, ' ', v_digest), 'write', 'delete', 'granted', 'meshaudit.archive', '*')
+    returning lane, seq into v_lane, v_seq;
+  insert into meshaudit_private.retirements as t (partition, manifest, from_time, to_time, entries, lane, seq)
+    values (p.name, retire_partition.manifest, p.from_time, p.to_time, v_count, v_lane, v_seq)
+    on conflict on constraint retirements_partition_key do update set lane = v_lane, seq = v_seq, restored = false;
+  insert into meshaudit_private.retired_runs (lane, first_seq, last_seq, prev_hash, hash, partition)
+    select (e.run operator(pg_catalog.->>) 0)::pg_catalog.int4, (e.run operator(pg_catalog.->>) 1)::pg_catalog.int8,
+      (e.run operator(pg_catalog.->>) 2)::pg_catalog.int8, pg_catalog.decode(e.run operator(pg_catalog.->>) 3, 'hex'),
+      pg_catalog.decode(e.run operator(pg_catalog.->>) 4, 'hex'), p.name
+    from pg_catalog.jsonb_array_elements(m operator(pg_catalog.->) 'runs') e (run);
+  execute pg_catalog.format('alter table only %s disable trigger append_only', p.leaf);
+  execute pg_catalog.format('truncate table only %s', p.leaf);
+  execute pg_catalog.format('alter table only %s enable always trigger append_only', p.leaf);
+  return v_digest;
+exception
+  when lock_not_available then
+    raise exception '% is being read just now', name using errcode = '55P03', hint = 'Try again in a moment; nothing was done.';
+  when invalid_text_representation or invalid_datetime_format or datetime_field_overflow or numeric_value_out_of_range
+      or invalid_parameter_value or null_value_not_allowed then
+    raise exception 'the manifest does not fit %: a field has no meaning', name using errcode = 'MA005',
+      hint = 'Run meshaudit archive again: it writes the archive anew and verifies it.';
+end
+$$;
+revoke all on function meshaudit.retire_partition(text, text) from public;
+grant execute on function meshaudit.retire_partition(text, text) to meshaudit_operator;
+
+comment on function meshaudit_private.runs_of(regclass) is 'Of each lane the stretches that a partition holds, as a manifest lists them.';
+comment on function meshaudit.retire_partition(text, text) is
+  'Empties a partition that is archived: compares the archive''s manifest with the partition (bounds, count, each lane''s stretches with their first and last links), records a delete of meshaudit.archive that names the manifest''s sha256, which it returns, and removes the entries. Raises MA005 if the manifest does not fit, or the partition is too young, held, or may get entries from the journal; 55P03 if it is being read.';
+
+-- sql/92_holds.sql
+
+-- Legal holds: what one matches is not retired. Each is an entry when it is placed and when it is lifted.
+
+create function meshaudit_private.place_hold(
+  p_reason text, p_secret_id text, p_user_identity text, p_scope text, p_from timestamptz, p_to timestamptz, p_role text
+) returns bigint
+language plpgsql volatile security definer set search_path = ''
+as $$
+declare
+  v_hold pg_catalog.int8;
+begin
+  perform meshaudit_private.require_whole_log(p_role);
+  if coalesce(pg_catalog.btrim(p_reason), '') = '' or pg_catalog.char_length(p_reason) > 400 or p_from >= p_to then
+    raise exception 'a hold has a reason of at most 400 characters, and a range of time that is not empty' using errcode = 'MA005',
+      hint = 'secret_id, user_identity, scope and times narrow it down; without any, it is on the whole log.';
+  end if;
+  insert into meshaudit_private.holds (secret_id, user_identity, scope, from_time, to_time, reason, placed_by)
+    values (p_secret_id, p_user_identity, p_scope, p_from, p_to, p_reason, session_user)
+    returning hold into v_hold;
+  insert into meshaudit_private.ledger (secret_id, access_type, operation, outcome, secret_table, scope)
+    values (pg_catalog.concat(v_hold, ': ', p_reason), 'write', 'create', 'granted', 'meshaudit.holds', coalesce(p_scope, '*'));
+  return v_hold;
+end
+$$;
+revoke all on function meshaudit_private.place_hold(text, text, text, text, timestamptz, timestamptz, text) from public;
+grant execute on function meshaudit_private.place_hold(text, text, text, text, timestamptz, timestamptz, text) to meshaudit_auditor;
+
+create function meshaudit.place_hold(
+  reason text, secret_id text default null, user_identity text default null, scope text default null,
+  from_time timestamptz default null, to_time timestamptz default null
+) returns bigint
+language sql volatile security invoker
+return meshaudit_private.place_hold(reason, secret_id, user_identity, scope, from_time, to_time, current_user);
+revoke all on function meshaudit.place_hold(text, text, text, text, timestamptz, timestamptz) from public;
+grant execute on function meshaudit.place_hold(text, text, text, text, timestamptz, timestamptz) to meshaudit_auditor;
+
+create function meshaudit_private.lift_hold(p_hold bigint, p_reason text, p_role text) returns boolean
+language plpgsql volatile security definer set search_path = ''
+as $$
+declare
+  v_scope pg_catalog.text;
+begin
+  perform meshaudit_private.require_whole_log(p_role);
+  if coalesce(pg_catalog.btrim(p_reason), '') = '' or pg_catalog.char_length(p_reason) > 400 then
+    raise exception 'lifting a hold takes a reason of at most 400 characters' using errcode = 'MA005',
+      hint = 'It is recorded with the hold''s number.';
+  end if;
+  delete from meshaudit_private.holds h where h.hold = p_hold returning coalesce(h.scope, '*') into v_scope;
+  if v_scope is null then
+    return false;
+  end if;
+  insert into meshaudit_private.ledger (secret_id, access_type, operation, outcome, secret_table, scope)
+    values (pg_catalog.concat(p_hold, ': ', p_reason), 'write', 'delete', 'granted', 'meshaudit.holds', v_scope);
+  return true;
+end
+$$;
+revoke all on function meshaudit_private.lift_hold(bigint, text, text) from public;
+grant execute on function meshaudit_private.lift_hold(bigint, text, text) to meshaudit_auditor;
+
+create function meshaudit.lift_hold(hold bigint, reason text) returns boolean
+language sql volatile security invoker
+return meshaudit_private.lift_hold(hold, reason, current_user);
+revoke all on function meshaudit.lift_hold(bigint, text) from public;
+grant execute on function meshaudit.lift_hold(bigint, text) to meshaudit_auditor;
+
+comment on function meshaudit_private.place_hold(text, text, text, text, timestamptz, timestamptz, text) is 'meshaudit.place_hold(), for a role.';
+comment on function meshaudit.place_hold(text, text, text, text, timestamptz, timestamptz) is
+  'A legal hold: partitions with an entry that it matches are not retired. Returns its number. Recorded as a create of meshaudit.holds, with the reason. Raises MA001 to an auditor of a part of the log, MA005 on a bad argument.';
+comment on function meshaudit_private.lift_hold(bigint, text, text) is 'meshaudit.lift_hold(), for a role.';
+comment on function meshaudit.lift_hold(bigint, text) is
+  'Takes a hold away; false if there is none of that number. Recorded as a delete of meshaudit.holds, with the reason. Raises MA001 to an auditor of a part of the log, MA005 on a bad argument.';
+
+-- sql/93_restore.sql
+
+-- Restoring a partition: entries come back from an archive if they are, to the byte, what was retired.
+--
+-- They are brought to a table of their own first. From there they enter the ledger only when each is sound and the lanes'
+-- stretches are those of the manifest that the log names: the chain fixes everything else.
+
+create table meshaudit_private.restoring (like meshaudit_private.ledger);
+alter table meshaudit_private.restoring enable row level security;
+
+create function meshaudit.restore_entries(entries jsonb) returns void
+language plpgsql volatile security definer set search_path = '' set timezone = 'UTC'
+as $$
+begin
+  lock table meshaudit_private.restoring in exclusive mode;
+  if entries is null then
+    delete from meshaudit_private.restoring;
+    return;
+  end if;
+  insert into meshaudit_private.restoring
+    select * from pg_catalog.jsonb_populate_recordset(null::meshaudit_private.ledger, entries);
+exception when data_exception or not_null_violation then
+  raise exception 'these are no entries' using errcode = 'MA005', hint = 'A JSON array of objects with the columns of audit_logs.';
+end
+$$;
+revoke all on function meshaudit.restore_entries(jsonb) from public;
+grant execute on function meshaudit.restore_entries(jsonb) to meshaudit_operator;
+
+create function meshaudit.restore_partition(name text) returns bigint
+language plpgsql volatile security definer set search_path = ''
+as $$
+declare
+  r meshaudit_private.retirements;
+  p pg_catalog.record;
+  v_why pg_catalog.text;
+  v_count pg_catalog.int8;
+  v_sound pg_catalog.int8;
+begin
+  lock table meshaudit_private.retirements in share row exclusive mode;
+  lock table meshaudit_private.restoring in exclusive mode;
+  select * into r from meshaudit_private.retirements t where t.partition = restore_partition.name;
+  if r.restored is not false then
+    raise exception 'no partition named "%" is retired', pg_catalog."left"(name, 100) using errcode = 'MA005',
+      hint = 'select * from meshaudit.retirements() lists what was retired.';
+  end if;
+  select * into p from meshaudit_private.partition_list() l where l.name = r.partition;
+  select pg_catalog.count(*), pg_catalog.count(*) filter (where meshaudit_private.is_sound(row(e.*)::meshaudit_private.ledger)) into v_count, v_sound
+    from meshaudit_private.restoring e;
+  v_why := case
+    when p.name is null then 'its table is gone'
+    when v_count <> r.entries then pg_catalog.format('there are %s instead of %s', v_count, r.entries)
+    when v_sound <> v_count then 'one is not what was hashed'
+    when not exists (
+      select from meshaudit_private.backed_runs() b where b.partition = r.partition) then 'the log does not say that they were'
+    when meshaudit_private.runs_of('meshaudit_private.restoring')
+      is distinct from (r.manifest::pg_catalog.jsonb operator(pg_catalog.->) 'runs') then 'the lanes'' links differ'
+  end;
+  if v_why is not null then
+    raise exception 'the entries are not those that were retired with %: %', r.partition, v_why using errcode = 'MA005',
+      hint = 'meshaudit verify --archive tells what is wrong with the archive.';
+  end if;
+
+  execute pg_catalog.format('insert into %s select * from meshaudit_private.restoring', p.leaf);
+  delete from meshaudit_private.restoring;
+  delete from meshaudit_private.retired_runs u where u.partition = r.partition;
+  update meshaudit_private.retirements t set restored = true where t.number = r.number;
+  insert into meshaudit_private.ledger (secret_id, access_type, operation, outcome, secret_table, scope)
+    values (pg_catalog.concat(r.partition, ' ', pg_catalog.encode(pg_catalog.sha256(pg_catalog.convert_to(r.manifest, 'UTF8')), 'hex')),
+      'write', 'create', 'granted', 'meshaudit.archive', '*');
+  return v_count;
+end
+$$;
+revoke all on function meshaudit.restore_partition(text) from public;
+grant execute on function meshaudit.restore_partition(text) to meshaudit_operator;
+
+comment on table meshaudit_private.restoring is 'Entries on their way back from an archive, not verified yet.';
+comment on function meshaudit.restore_entries(jsonb) is
+  'Brings entries of an archive, an array of objects, for restore_partition() in the same transaction; null forgets what was brought. Raises MA005 if they are none.';
+comment on function meshaudit.restore_partition(text) is
+  'Takes a retired partition''s entries, brought by restore_entries(), back into the log: each hash is recomputed, and the lanes'' stretches are compared with the manifest that the log names. Recorded as a create of meshaudit.archive. Returns their number. Raises MA005 if they are not, to the byte, what was retired.';
 
 -- sql/98_publish_feed.sql
 

@@ -1,0 +1,54 @@
+"""An archived partition's entries back into the database, which verifies them itself before it takes them."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pyarrow.parquet as pq
+
+from meshaudit import archive_verify
+from meshaudit.archive.job import Progress
+from meshaudit.archive_rows import Broken
+from meshaudit.errors import BadArgument, MeshauditError
+
+_BATCH = 5_000
+_NAMES = "meshaudit verify --archive names what was altered"
+
+
+def restore(conn: psycopg.Connection[Any], place: Path, partition: str, progress: Progress) -> int:
+    """Restore one partition in one transaction; returns the number of its entries."""
+    path = place / f"{partition}.manifest.json"
+    if not path.is_file():
+        raise BadArgument(f"{place} has no archive of {partition}", "its files are named after partitions")
+    try:
+        manifest = archive_verify.parse(path)
+    except Broken as broken:
+        raise MeshauditError(f"{path.name}: {broken}", _NAMES) from broken
+    problem = archive_verify.content(manifest)
+    if problem is not None:
+        raise MeshauditError(f"{manifest.data.name}: {problem}", _NAMES)
+    done = 0
+    with conn.transaction():
+        conn.execute("select meshaudit.restore_entries(null)")
+        for rows in _rows(manifest.data):
+            conn.execute("select meshaudit.restore_entries(%s)", [json.dumps(rows)])
+            done += len(rows)
+            progress(partition, "restoring", done)
+        conn.execute("select meshaudit.restore_partition(%s)", [partition])
+    return done
+
+
+def _rows(path: Path) -> Iterator[list[dict[str, Any]]]:
+    hashes: dict[int, bytes] = {}
+    with pq.ParquetFile(path) as file:
+        for batch in file.iter_batches(_BATCH):
+            rows = batch.to_pylist()
+            for row in rows:
+                row["prev_hash"] = "\\x" + (row["prev_hash"] or hashes[row["lane"]]).hex()
+                hashes[row["lane"]] = row["hash"]
+                row["hash"] = "\\x" + row["hash"].hex()
+                row["access_id"] = row["access_id"].hex()
+                row["timestamp"] = row["timestamp"].isoformat()
+            yield rows
