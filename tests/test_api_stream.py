@@ -206,7 +206,7 @@ def test_exactly_once_over_restarts() -> None:
                     follower.url = api.url
             with psycopg.connect(server.dsn(), autocommit=True) as conn:
                 wanted = [i for (i,) in conn.execute("select id from meshaudit.audit_logs order by id")]
-                wait_until(lambda: len(follower.got) >= len(wanted), 40, f"{len(wanted)} entries")
+                wait_until(lambda: len(follower.got) >= len(wanted), 120, f"{len(wanted)} entries")
                 assert sorted(follower.got) == wanted
         finally:
             follower.done.set()

@@ -6613,7 +6613,7 @@ comment on function meshaudit.lift_hold(bigint, text) is
 -- They are brought to a table of their own first. From there they enter the ledger only when each is sound and the lanes'
 -- stretches are those of the manifest that the log names: the chain fixes everything else.
 
-create table meshaudit_private.restoring (like meshaudit_private.ledger);
+create table meshaudit_private.restoring (like meshaudit_private.ledger, primary key (lane, seq, "timestamp"));
 alter table meshaudit_private.restoring enable row level security;
 
 create function meshaudit.restore_entries(entries jsonb) returns void

@@ -291,7 +291,7 @@ def _far() -> datetime:
 
 
 def test_no_access_waits(past: Db, tmp_path: Path) -> None:
-    """Services read on, with a lock_timeout that any wait would meet; a transaction stays open throughout."""
+    """Services read on, with a lock_timeout that waiting for an archiver would meet (two writers may extend a table at once: 1 ms would meet that); a transaction stays open throughout."""
     role = past.role("svc", "meshaudit_client")
     idle = past.connect(role, autocommit=False)
     idle.execute("select meshaudit.write_secret('idle', 'v')")
@@ -300,7 +300,7 @@ def test_no_access_waits(past: Db, tmp_path: Path) -> None:
     def use(number: int) -> None:
         try:
             with psycopg.connect(past.dsn(role), autocommit=True) as conn:
-                conn.execute("set lock_timeout = '1ms'")
+                conn.execute("set lock_timeout = '50ms'")
                 conn.execute("select meshaudit.write_secret(%s, 'v')", [f"k{number}"])
                 while not stop.is_set():
                     conn.execute("select meshaudit.read_secret_by_key(%s)", [f"k{number}"])
