@@ -6627,8 +6627,11 @@ begin
   end if;
   insert into meshaudit_private.restoring
     select * from pg_catalog.jsonb_populate_recordset(null::meshaudit_private.ledger, entries);
-exception when data_exception or not_null_violation then
-  raise exception 'these are no entries' using errcode = 'MA005', hint = 'A JSON array of objects with the columns of audit_logs.';
+exception
+  when unique_violation then
+    raise exception 'an entry is there twice' using errcode = 'MA005', hint = 'meshaudit verify --archive tells what is wrong with the archive.';
+  when data_exception or not_null_violation then
+    raise exception 'these are no entries' using errcode = 'MA005', hint = 'A JSON array of objects with the columns of audit_logs.';
 end
 $$;
 revoke all on function meshaudit.restore_entries(jsonb) from public;
