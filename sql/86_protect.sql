@@ -216,9 +216,9 @@ $$;
 revoke all on function meshaudit_private.finish_protect(regclass, name) from public;
 grant execute on function meshaudit_private.finish_protect(regclass, name) to meshaudit_client, meshaudit_operator;
 
--- Should somebody call the steps by themselves.
+-- Should somebody call the steps by themselves. A deferred trigger: before 18 it runs as whoever commits.
 create function meshaudit_private.refuse_half_protected() returns trigger
-language plpgsql volatile set search_path = ''
+language plpgsql volatile security definer set search_path = ''
 as $$
 begin
   if exists (select from meshaudit_private.protections p where p.protection_id = new.protection_id and p.view is null) then
@@ -227,6 +227,7 @@ begin
   return null;
 end
 $$;
+revoke all on function meshaudit_private.refuse_half_protected() from public;
 create constraint trigger refuse_half_protected after insert on meshaudit_private.protections deferrable initially deferred
   for each row execute function meshaudit_private.refuse_half_protected();
 

@@ -391,6 +391,8 @@ def test_plpgsql_check_finds_nothing(db: Db) -> None:
           coalesce((
             select min(t.tgrelid) from pg_trigger t
             where t.tgfoid = p.oid and t.tgparentid = 0), 0)::regclass,
+          newtable => (select min(t.tgnewtable) from pg_trigger t where t.tgfoid = p.oid),
+          oldtable => (select min(t.tgoldtable) from pg_trigger t where t.tgfoid = p.oid),
           other_warnings => true, extra_warnings => true, performance_warnings => false,
           security_warnings => true, format => 'text') c
         where p.pronamespace = any (%(schemas)s::regnamespace[])
