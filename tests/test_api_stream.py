@@ -162,6 +162,7 @@ class _Follower(threading.Thread):
                 with httpx.stream(
                     "GET", f"{self.url}/api/audit-logs/stream", headers=headers, timeout=15
                 ) as a:
+                    self.status = a.status_code if a.is_success else f"{a.status_code} {a.read()!r}"
                     for event in events(a.iter_lines()):
                         if "id" in event:
                             self.last = event["id"]
@@ -206,7 +207,30 @@ def test_exactly_once_over_restarts() -> None:
                     follower.url = api.url
             with psycopg.connect(server.dsn(), autocommit=True) as conn:
                 wanted = [i for (i,) in conn.execute("select id from meshaudit.audit_logs order by id")]
-                wait_until(lambda: len(follower.got) >= len(wanted), 120, f"{len(wanted)} entries")
+                try:
+                    wait_until(lambda: len(follower.got) >= len(wanted), 60, f"{len(wanted)} entries")
+                except AssertionError:
+                    print(
+                        "GOT",
+                        follower.is_alive(),
+                        getattr(follower, "status", None),
+                        follower.last,
+                        len(follower.got),
+                        "missing",
+                        sorted(set(wanted) - set(follower.got)),
+                    )
+                    print(
+                        "FEED",
+                        conn.execute(
+                            "select count(*), max(feed_id), max(id) from meshaudit.audit_feed"
+                        ).fetchall(),
+                    )
+                    print(
+                        "SEALER",
+                        sealer.poll(),
+                        conn.execute('select "check", ok, detail from meshaudit.status()').fetchall(),
+                    )
+                    raise
                 assert sorted(follower.got) == wanted
         finally:
             follower.done.set()
