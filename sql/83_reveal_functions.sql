@@ -10,21 +10,45 @@ as $$
   from pg_catalog.pg_attribute a where a.attrelid = p_base and a.attname = any (p_columns)
 $$;
 
--- What names a row in the log: its key, or the keys as a row.
-create function meshaudit_private.id_expression(p_keys name[], p_alias text) returns text
-language sql immutable set search_path = ''
+-- A column's value as text. Not by a cast where the type is somebody's own: casts are functions, theirs, and would run as
+-- meshaudit_owner. The output function that format() calls is in C.
+create function meshaudit_private.as_text(p_base oid, p_column name, p_operand text) returns text
+language sql stable set search_path = ''
 as $$
-  select case pg_catalog.cardinality(p_keys)
-    when 1 then pg_catalog.format('pg_catalog."left"(%s.%I::pg_catalog.text, 512)', p_alias, p_keys[1])
-    else pg_catalog.format('pg_catalog."left"(row(%s)::pg_catalog.text, 512)',
-      (select pg_catalog.string_agg(pg_catalog.format('%s.%I', p_alias, k), ', ' order by n) from unnest(p_keys) with ordinality u (k, n))) end
+  select pg_catalog.format(case when t.typnamespace = 'pg_catalog'::pg_catalog.regnamespace then '%s::pg_catalog.text'
+    else 'pg_catalog.format(''%%s'', %s)' end, p_operand)
+  from pg_catalog.pg_attribute a join pg_catalog.pg_type t on t.oid = a.atttypid
+  where a.attrelid = p_base and a.attname = p_column
 $$;
 
-create function meshaudit_private.scope_expression(p_scope name, p_alias text) returns text
-language sql immutable set search_path = ''
+-- What names a row in the log: its key, or the keys as a row. Of the format, %1$I is the column, %2$s its number and %3$s
+-- that of its parameter in reveal_functions().
+create function meshaudit_private.id_expression(p_base oid, p_keys name[], p_operand text) returns text
+language sql stable set search_path = ''
+as $$
+  select case pg_catalog.cardinality(p_keys)
+    when 1 then pg_catalog.format('pg_catalog."left"(%s, 512)',
+      meshaudit_private.as_text(p_base, p_keys[1], pg_catalog.format(p_operand, p_keys[1], 1, 2)))
+    else pg_catalog.format('pg_catalog."left"(row(%s)::pg_catalog.text, 512)',
+      (select pg_catalog.string_agg(pg_catalog.format(p_operand, k, n, n + 1), ', ' order by n) from unnest(p_keys) with ordinality u (k, n))) end
+$$;
+
+create function meshaudit_private.scope_expression(p_base oid, p_scope name, p_operand text) returns text
+language sql stable set search_path = ''
 as $$
   select case when p_scope is null then '''''::pg_catalog.text'
-    else pg_catalog.format('coalesce(pg_catalog."left"(%s.%I::pg_catalog.text, 255), '''')', p_alias, p_scope) end
+    else pg_catalog.format('coalesce(pg_catalog."left"(%s, 255), '''')',
+      meshaudit_private.as_text(p_base, p_scope, pg_catalog.format(p_operand, p_scope))) end
+$$;
+
+-- Nobody's temporary type has that name, nor one of another schema.
+create function meshaudit_private.type_name(p_base oid, p_column name) returns text
+language sql stable set search_path = ''
+as $$
+  select pg_catalog.format('%I.%I', n.nspname, t.typname)
+  from pg_catalog.pg_attribute a join pg_catalog.pg_type t on t.oid = a.atttypid
+  join pg_catalog.pg_namespace n on n.oid = t.typnamespace
+  where a.attrelid = p_base and a.attname = p_column
 $$;
 
 -- "left = right" for each column of the key, by the equality of the primary key's own index; of the formats, %1$I is the
@@ -45,49 +69,88 @@ as $$
   where i.indrelid = p_base and i.indisprimary and a.attrelid = p_base
 $$;
 
--- Takes the key, the row's ctid, and who asks. The value is of the row that the query sees (STABLE: the query's
--- snapshot); after FOR UPDATE has waited, that is a newer one, found by a look of its own.
+-- Records, then hands out the value that it was given. It reads nothing: a query of somebody's table runs code of its
+-- owner (policies, constraints, domains), and what runs in here runs as meshaudit_owner.
 create function meshaudit_private.reveal_functions(p meshaudit_private.protections) returns setof text
 language sql stable set search_path = ''
 as $$
   select pg_catalog.format(
-    'create function meshaudit_private.%1$I(%2$s, tid, name) returns %3$s language plpgsql %4$s parallel unsafe security definer cost 100000 set search_path = ''''%5$s as %6$L; grant execute on function meshaudit_private.%1$I(%2$s, tid, name) to public; comment on function meshaudit_private.%1$I(%2$s, tid, name) is %7$L',
-    f.prefix || p.protection_id || '_' || a.attnum, k.types, pg_catalog.format_type(a.atttypid, null), f.volatility,
-    meshaudit_private.text_settings(p.base, p.key_columns || p.scope_column),
+    'create function meshaudit_private.%1$I(%2$s) returns %3$s language plpgsql stable parallel unsafe security definer cost 100000 set search_path = ''''%4$s as %5$L; grant execute on function meshaudit_private.%1$I(%2$s) to public; comment on function meshaudit_private.%1$I(%2$s) is %6$L',
+    'reveal_' || p.protection_id || '_' || a.attnum,
+    -- value, key, scope, version, role
+    pg_catalog.format('%s, %s, %s, pg_catalog.bytea, pg_catalog.name', t.name, k.types,
+      coalesce(meshaudit_private.type_name(p.base, p.scope_column), 'pg_catalog.text')),
+    t.name, meshaudit_private.text_settings(p.base, p.key_columns || p.scope_column),
     pg_catalog.format($body$
-declare
-  v_value %1$s;
-  v_id pg_catalog.text;
-  v_scope pg_catalog.text;
-  v_version pg_catalog.bytea;
 begin
-  select b.%2$I, %3$s, %4$s, pg_catalog.xidsend(b.xmin) operator(pg_catalog.||) pg_catalog.tidsend(b.ctid)
-    into v_value, v_id, v_scope, v_version
-    from meshaudit_protected.%5$I b where %6$s%7$s;
-  if not found then
-    %8$s
+  if $%1$s is null then
+    raise exception 'a protected row is gone' using errcode = '40001', hint = 'Try again.';
   end if;
-  perform meshaudit_private.record_reveal(%9$L, v_id, v_version, v_scope, $%10$s, %11$L);
-  return v_value;
+  perform meshaudit_private.record_reveal(%2$L, %3$s, $%1$s, %4$s, $%5$s, %6$L);
+  return $1;
 end
-$body$, pg_catalog.format_type(a.atttypid, null), a.attname, meshaudit_private.id_expression(p.key_columns, 'b'),
-      meshaudit_private.scope_expression(p.scope_column, 'b'), p.table_name, k.found_by,
-      case when f.prefix = 'reveal_' then pg_catalog.format(' and b.ctid = $%s', k.count + 1) else '' end,
-      case when f.prefix = 'reveal_' then pg_catalog.format('return meshaudit_private.%I(%s);', 'latest_' || p.protection_id || '_' || a.attnum, k.arguments)
-        else 'raise exception ''a protected row is gone'' using errcode = ''40001'', hint = ''Try again.'';' end,
-      pg_catalog.format('%I.%I', p.schema_name, p.table_name), k.count + 2, p.mode = 'journal'),
+$body$, k.count + 3, pg_catalog.format('%I.%I', p.schema_name, p.table_name),
+      meshaudit_private.id_expression(p.base, p.key_columns, '$%3$s'), meshaudit_private.scope_expression(p.base, p.scope_column, '$' || k.count + 2),
+      k.count + 4, p.mode = 'journal'),
     'Reveals a secret column of a protected row, and records it.')
   from pg_catalog.pg_attribute a,
-    (values ('latest_', 'volatile'), ('reveal_', 'stable')) f (prefix, volatility),
+    lateral (select meshaudit_private.type_name(p.base, a.attname) as name) t,
     lateral (
-      select pg_catalog.string_agg(pg_catalog.format_type(t.atttypid, null), ', ' order by n.i) as types,
-        meshaudit_private.key_condition(p.base, 'b.%I', '$%2$s') as found_by,
-        (select pg_catalog.string_agg('$' || i, ', ' order by i) from pg_catalog.generate_series(1, pg_catalog.cardinality(p.key_columns) + 2) i) as arguments,
-        pg_catalog.count(*) as count
-      from unnest(p.key_columns) with ordinality n (name, i)
-      join pg_catalog.pg_attribute t on t.attrelid = p.base and t.attname = n.name) k
+      select pg_catalog.string_agg(meshaudit_private.type_name(p.base, n.name), ', ' order by n.i) as types, pg_catalog.count(*) as count
+      from unnest(p.key_columns) with ordinality n (name, i)) k
   where a.attrelid = p.base and a.attname = any (p.secret_columns)
-  order by a.attnum, f.prefix
+  order by a.attnum
+$$;
+
+-- The table's values, with meshaudit_owner's right to read them and nobody's code as meshaudit_owner: a view lends its
+-- owner's privileges alone. k1, k2, … are the keys, c4 is the secret column of that number. Who can name it, and is not
+-- above row security, gets nothing: pg_read_all_data has USAGE everywhere.
+create function meshaudit_private.values_view(p meshaudit_private.protections) returns text
+language sql stable set search_path = ''
+as $$
+  select pg_catalog.format(
+    'create view meshaudit_private.%1$I as select b.ctid as at, pg_catalog.xidsend(b.xmin) operator(pg_catalog.||) pg_catalog.tidsend(b.ctid) as version, %2$s as scope, %3$s, %4$s from meshaudit_protected.%5$I b where (select meshaudit_private.may_look(%6$s)); grant select on meshaudit_private.%1$I to public; comment on view meshaudit_private.%1$I is %7$L',
+    'values_' || p.protection_id,
+    case when p.scope_column is null then 'null::pg_catalog.text' else pg_catalog.format('b.%I', p.scope_column) end,
+    (select pg_catalog.string_agg(pg_catalog.format('b.%I as k%s', k, i), ', ' order by i) from unnest(p.key_columns) with ordinality u (k, i)),
+    (select pg_catalog.string_agg(pg_catalog.format('b.%I as c%s', a.attname, a.attnum), ', ' order by a.attnum)
+      from pg_catalog.pg_attribute a where a.attrelid = p.base and a.attname = any (p.secret_columns)),
+    p.table_name, p.protection_id, 'Where a protected table''s view finds the secret values; nobody can name it.')
+$$;
+
+-- In the view of a protected table, a secret column: the value of the row that the query sees. After FOR UPDATE has
+-- waited, that is a newer one, found by a look of its own.
+create function meshaudit_private.revealed(p meshaudit_private.protections, p_attnum int) returns text
+language sql stable set search_path = ''
+as $$
+  select pg_catalog.format(
+    '(select case when v.at is null then meshaudit_private.latest_%1$s_%2$s(%3$s, current_user) else meshaudit_private.reveal_%1$s_%2$s(v.c%2$s, %3$s, v.scope, v.version, current_user) end from (select) one left join meshaudit_private.values_%1$s v on v.at operator(pg_catalog.=) b.ctid and %4$s)',
+    p.protection_id, p_attnum,
+    (select pg_catalog.string_agg(pg_catalog.format('b.%I', k), ', ' order by i) from unnest(p.key_columns) with ordinality u (k, i)),
+    meshaudit_private.key_condition(p.base, 'v.k%2$s', 'b.%1$I'))
+$$;
+
+-- A look with a snapshot of its own. In standard SQL: the caller, as whom they run, can name nothing here. The outer one
+-- is STABLE, else the view would not be flat.
+create function meshaudit_private.latest_functions(p meshaudit_private.protections) returns setof text
+language sql stable set search_path = ''
+as $$
+  select pg_catalog.format(
+    'create function meshaudit_private.%1$I(%2$s, pg_catalog.name) returns %3$s language sql %4$s parallel unsafe cost 100000 return %5$s; grant execute on function meshaudit_private.%1$I(%2$s, pg_catalog.name) to public; comment on function meshaudit_private.%1$I(%2$s, pg_catalog.name) is %6$L',
+    f.prefix || p.protection_id || '_' || a.attnum, k.types, meshaudit_private.type_name(p.base, a.attname), f.volatility,
+    case f.prefix
+      when 'latest_' then pg_catalog.format('meshaudit_private.newest_%s_%s(%s, $%s)', p.protection_id, a.attnum, k.arguments, k.count + 1)
+      else pg_catalog.format('(select meshaudit_private.reveal_%1$s_%2$s(v.c%2$s, %3$s, v.scope, v.version, $%4$s) from (select) one left join meshaudit_private.values_%1$s v on %5$s)',
+        p.protection_id, a.attnum, k.arguments, k.count + 1, meshaudit_private.key_condition(p.base, 'v.k%2$s', '$%2$s')) end,
+    'Reveals a secret column of the newest version of a protected row, and records it.')
+  from pg_catalog.pg_attribute a,
+    (values (1, 'newest_', 'volatile'), (2, 'latest_', 'stable')) f (n, prefix, volatility),
+    lateral (
+      select pg_catalog.string_agg(meshaudit_private.type_name(p.base, n.name), ', ' order by n.i) as types,
+        pg_catalog.string_agg('$' || n.i, ', ' order by n.i) as arguments, pg_catalog.count(*) as count
+      from unnest(p.key_columns) with ordinality n (name, i)) k
+  where a.attrelid = p.base and a.attname = any (p.secret_columns)
+  order by f.n, a.attnum
 $$;
 
 create function meshaudit_private.writes_function(p meshaudit_private.protections) returns text
@@ -117,14 +180,38 @@ begin
   end if;
   return null;
 end
-$body$, meshaudit_private.id_expression(p.key_columns, 'new_rows'), meshaudit_private.scope_expression(p.scope_column, 'new_rows'),
-      meshaudit_private.id_expression(p.key_columns, 'old_rows'), meshaudit_private.scope_expression(p.scope_column, 'old_rows'),
+$body$, meshaudit_private.id_expression(p.base, p.key_columns, 'new_rows.%1$I'), meshaudit_private.scope_expression(p.base, p.scope_column, 'new_rows.%1$I'),
+      meshaudit_private.id_expression(p.base, p.key_columns, 'old_rows.%1$I'), meshaudit_private.scope_expression(p.base, p.scope_column, 'old_rows.%1$I'),
       pg_catalog.format('%I.%I', p.schema_name, p.table_name), p.mode = 'journal'))
 $$;
 
+-- Row security acts on who reads values_N as on its owner, so who can name it must be above row security.
+create function meshaudit_private.may_look(p_protection int) returns boolean
+language plpgsql stable security definer set search_path = ''
+as $$
+begin
+  if pg_catalog.pg_has_role(session_user, 'pg_read_all_data', 'MEMBER')
+     and not (select r.rolsuper or r.rolbypassrls from pg_catalog.pg_roles r where r.rolname = session_user)
+     and (select c.relrowsecurity from meshaudit_private.protections p join pg_catalog.pg_class c on c.oid = p.base
+       where p.protection_id = p_protection) then
+    perform meshaudit_private.refuse('MA001', 'a member of pg_read_all_data without BYPASSRLS gets no values of a protected table with row security',
+      'Revoke pg_read_all_data from the login, or alter role … bypassrls.');
+  end if;
+  return true;
+end
+$$;
+revoke all on function meshaudit_private.may_look(int) from public;
+grant execute on function meshaudit_private.may_look(int) to public;
+
 comment on function meshaudit_private.text_settings(oid, name[]) is 'SET clauses that make the text of those columns the same in every session; none where it is.';
-comment on function meshaudit_private.id_expression(name[], text) is 'The expression that names a row in the log.';
+comment on function meshaudit_private.as_text(oid, name, text) is 'The expression for a column''s value as text.';
+comment on function meshaudit_private.type_name(oid, name) is 'A column''s type, with its schema.';
+comment on function meshaudit_private.values_view(meshaudit_private.protections) is 'The statement that makes the view of the values.';
+comment on function meshaudit_private.revealed(meshaudit_private.protections, int) is 'The expression for a secret column.';
+comment on function meshaudit_private.latest_functions(meshaudit_private.protections) is 'Statements that make the functions which look again.';
+comment on function meshaudit_private.may_look(int) is 'True; raises MA001 for who could name the values of a table past its row security.';
+comment on function meshaudit_private.id_expression(oid, name[], text) is 'The expression that names a row in the log.';
 comment on function meshaudit_private.key_condition(oid, text, text) is 'The condition that finds a row by its key.';
-comment on function meshaudit_private.scope_expression(name, text) is 'The expression for a row''s scope.';
+comment on function meshaudit_private.scope_expression(oid, name, text) is 'The expression for a row''s scope.';
 comment on function meshaudit_private.reveal_functions(meshaudit_private.protections) is 'Statements that make the functions which reveal.';
 comment on function meshaudit_private.writes_function(meshaudit_private.protections) is 'The statement that makes the function which records writes.';

@@ -1,7 +1,7 @@
 -- meshaudit.protect(): a table goes under audit, in one transaction.
 --
--- Three steps: begin_protect() (ours) checks, makes the functions and says what the owner has to do; run_statements()
--- does that as the table's owner; finish_protect() (ours) notes it. In between the owner has USAGE on our schema, to name
+-- Steps of ours (begin, go on, finish) check, make functions and say what the owner has to do; run_statements() does that,
+-- as the table's owner: first it moves the table away, then it makes the view. In between the owner has USAGE on our schema, to name
 -- the functions; nobody else can see that, since it is not committed.
 
 create function meshaudit_private.run_statements(p_statements text[], p_owner name) returns void
@@ -33,18 +33,17 @@ as $$
   with v as (
     select pg_catalog.format('%I.%I', p.schema_name, p.table_name) as name, pg_catalog.format('meshaudit_protected.%I', p.table_name) as base
   ), c as (
-    select c.*, a.attcollation, t.typcollation, a.atttypmod, pg_catalog.col_description(p.base, c.num::pg_catalog.int4) as remark
+    select c.*, a.attcollation, a.atttypmod, pg_catalog.col_description(p.base, c.num::pg_catalog.int4) as remark
     from meshaudit_private.columns_of(p.base) c
     join pg_catalog.pg_attribute a on a.attrelid = p.base and a.attname = c.name
-    join pg_catalog.pg_type t on t.oid = a.atttypid
   )
   select s from (
     select 1 as n, 0::pg_catalog.int8 as k, pg_catalog.format('create view %s with (security_invoker = true) as select %s from %s b', v.name,
       (select pg_catalog.string_agg(case when c.name <> all (p.secret_columns) then pg_catalog.format('b.%I', c.name)
-          else pg_catalog.format('meshaudit_private.%I(%s, b.ctid, current_user)%s%s as %I', 'reveal_' || p.protection_id || '_' || c.num,
-            (select pg_catalog.string_agg(pg_catalog.format('b.%I', k), ', ' order by i) from unnest(p.key_columns) with ordinality u (k, i)),
+          else pg_catalog.format('%s%s%s as %I', meshaudit_private.revealed(p, c.num),
             case when c.atttypmod <> -1 then '::' || c.type else '' end,
-            case when c.attcollation <> c.typcollation then ' collate ' || c.attcollation::pg_catalog.regcollation else '' end, c.name) end,
+            -- always: the function's arguments have collations too
+            case when c.attcollation <> 0 then ' collate ' || c.attcollation::pg_catalog.regcollation else '' end, c.name) end,
         ', ' order by c.num) from c), v.base) as s from v
     union all select 2, 0, pg_catalog.format('alter view %s owner to %I', v.name, p_owner) from v
     -- as they are once the table, and the sequences it owns, have moved
@@ -177,13 +176,34 @@ begin
   end loop;
   execute pg_catalog.format('grant usage on schema meshaudit_private to %I', owner);
   execute pg_catalog.format('grant create on schema meshaudit_protected to %I', owner);
-  statements := array(select * from meshaudit_private.base_statements(p))
-    || array(select * from meshaudit_private.view_statements(p, owner));
+  statements := array(select * from meshaudit_private.base_statements(p));
   return next;
 end
 $$;
 revoke all on function meshaudit_private.begin_protect(regclass, text[], text, text, name) from public;
 grant execute on function meshaudit_private.begin_protect(regclass, text[], text, text, name) to meshaudit_client, meshaudit_operator;
+
+-- Once the table has moved.
+create function meshaudit_private.go_on_protect(p_target regclass) returns table (statements text[], owner name)
+language plpgsql volatile security definer set search_path = ''
+as $$
+declare
+  p meshaudit_private.protections;
+  v_statement pg_catalog.text;
+begin
+  select * into p from meshaudit_private.protections t where t.base = p_target and t.view is null;
+  owner := meshaudit_private.owner_of(p_target);
+  for v_statement in
+    select meshaudit_private.values_view(p) union all select meshaudit_private.latest_functions(p)
+  loop
+    execute v_statement;
+  end loop;
+  statements := array(select * from meshaudit_private.view_statements(p, owner));
+  return next;
+end
+$$;
+revoke all on function meshaudit_private.go_on_protect(regclass) from public;
+grant execute on function meshaudit_private.go_on_protect(regclass) to meshaudit_client, meshaudit_operator;
 
 create function meshaudit_private.take_back_usage(p_owner name) returns void
 language plpgsql volatile set search_path = ''
@@ -238,6 +258,7 @@ language sql volatile security invoker
 begin atomic
   select meshaudit_private.run_statements(b.statements, b.owner)
     from meshaudit_private.begin_protect(target, secret_columns, scope_column, mode, current_user) b;
+  select meshaudit_private.run_statements(g.statements, g.owner) from meshaudit_private.go_on_protect(target) g;
   select meshaudit_private.finish_protect(target, current_user);
 end;
 revoke all on function meshaudit.protect(regclass, text[], text, text) from public;
@@ -260,6 +281,7 @@ comment on function meshaudit_private.planned(oid, text[], text, text, name) is 
 comment on function meshaudit_private.owner_of(oid) is 'A relation''s owner.';
 comment on function meshaudit_private.protection_plan(regclass, text[], text, text, name) is 'meshaudit.protection_plan(), for a role.';
 comment on function meshaudit_private.begin_protect(regclass, text[], text, text, name) is 'Checks, makes the functions, and says what the table''s owner has to do.';
+comment on function meshaudit_private.go_on_protect(regclass) is 'Makes what reads the moved table, and says what its owner has to do next.';
 comment on function meshaudit_private.take_back_usage(name) is 'Takes back what protect() and unprotect() lend the table''s owner.';
 comment on function meshaudit_private.finish_protect(regclass, name) is 'Notes that a table is protected; says so in one line.';
 comment on function meshaudit_private.refuse_half_protected() is 'Raises MA005 unless protect() has run to its end.';

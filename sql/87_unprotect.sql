@@ -52,18 +52,28 @@ language plpgsql volatile security definer set search_path = ''
 as $$
 declare
   p meshaudit_private.protections;
-  v_function pg_catalog.regprocedure;
+  v_dropped pg_catalog.text;
 begin
   select * into p from meshaudit_private.protections t where t.base = p_base;
   if exists (select from pg_catalog.pg_class c where c.oid = p_base and c.relnamespace = 'meshaudit_protected'::pg_catalog.regnamespace) then
     raise exception 'a table is taken out by meshaudit.unprotect() alone' using errcode = 'MA005', hint = 'Call meshaudit.unprotect().';
   end if;
-  for v_function in
-    select f.oid from pg_catalog.pg_proc f
-    where f.pronamespace = 'meshaudit_private'::pg_catalog.regnamespace
-      and f.proname ~ pg_catalog.format('^(reveal|latest)_%1$s_[0-9]+$|^(writes|insert|update|delete)_%1$s$', p.protection_id)
+  for v_dropped in
+    select pg_catalog.format('function %s', f.oid::pg_catalog.regprocedure)
+      from pg_catalog.pg_proc f
+      where f.pronamespace = 'meshaudit_private'::pg_catalog.regnamespace and f.proname ~ pg_catalog.format('^(latest|newest)_%s_[0-9]+$', p.protection_id)
+      order by f.proname
   loop
-    execute pg_catalog.format('drop function %s', v_function);
+    execute 'drop ' || v_dropped;
+  end loop;
+  execute pg_catalog.format('drop view if exists meshaudit_private.%I', 'values_' || p.protection_id);
+  for v_dropped in
+    select pg_catalog.format('function %s', f.oid::pg_catalog.regprocedure)
+      from pg_catalog.pg_proc f
+      where f.pronamespace = 'meshaudit_private'::pg_catalog.regnamespace
+        and f.proname ~ pg_catalog.format('^reveal_%1$s_[0-9]+$|^(writes|insert|update|delete)_%1$s$', p.protection_id)
+  loop
+    execute 'drop ' || v_dropped;
   end loop;
   delete from meshaudit_private.protections t where t.base = p_base;
   perform meshaudit_private.take_back_usage(meshaudit_private.owner_of(p_base));
