@@ -109,13 +109,33 @@ create function meshaudit_private.values_view(p meshaudit_private.protections) r
 language sql stable set search_path = ''
 as $$
   select pg_catalog.format(
-    'create view meshaudit_private.%1$I as select b.ctid as at, pg_catalog.xidsend(b.xmin) operator(pg_catalog.||) pg_catalog.tidsend(b.ctid) as version, %2$s as scope, %3$s, %4$s from meshaudit_protected.%5$I b where (select meshaudit_private.may_look(%6$s)); grant select on meshaudit_private.%1$I to public; comment on view meshaudit_private.%1$I is %7$L',
+    'create view meshaudit_private.%1$I as select b.ctid as at, pg_catalog.xidsend(b.xmin) operator(pg_catalog.||) pg_catalog.tidsend(b.ctid) as version, %2$s as scope, %3$s, %4$s from meshaudit_protected.%5$I b where (select meshaudit_private.%6$I()); grant select on meshaudit_private.%1$I to public; comment on view meshaudit_private.%1$I is %7$L',
     'values_' || p.protection_id,
     case when p.scope_column is null then 'null::pg_catalog.text' else pg_catalog.format('b.%I', p.scope_column) end,
     (select pg_catalog.string_agg(pg_catalog.format('b.%I as k%s', k, i), ', ' order by i) from unnest(p.key_columns) with ordinality u (k, i)),
     (select pg_catalog.string_agg(pg_catalog.format('b.%I as c%s', a.attname, a.attnum), ', ' order by a.attnum)
       from pg_catalog.pg_attribute a where a.attrelid = p.base and a.attname = any (p.secret_columns)),
-    p.table_name, p.protection_id, 'Where a protected table''s view finds the secret values; nobody can name it.')
+    p.table_name, 'look_' || p.protection_id, 'Where a protected table''s view finds the secret values; nobody can name it.')
+$$;
+
+-- Row security acts on who reads values_N as on its owner: so who could name it must be above row security.
+create function meshaudit_private.look_function(p meshaudit_private.protections) returns text
+language sql stable set search_path = ''
+as $$
+  select pg_catalog.format(
+    'create function meshaudit_private.%1$I() returns boolean language plpgsql stable parallel unsafe security definer set search_path = '''' as %2$L; grant execute on function meshaudit_private.%1$I() to public; comment on function meshaudit_private.%1$I() is %3$L',
+    'look_' || p.protection_id, pg_catalog.format($body$
+begin
+  if pg_catalog.pg_has_role(session_user, 'pg_read_all_data', 'MEMBER')
+     and not (select r.rolsuper or r.rolbypassrls from pg_catalog.pg_roles r where r.rolname = session_user)
+     and (select c.relrowsecurity from meshaudit_private.protections p join pg_catalog.pg_class c on c.oid = p.base
+       where p.protection_id = %s) then
+    perform meshaudit_private.refuse('MA001', 'a member of pg_read_all_data without BYPASSRLS gets no values of a protected table with row security',
+      'Revoke pg_read_all_data from the login, or alter role … bypassrls.');
+  end if;
+  return true;
+end
+$body$, p.protection_id), 'Raises MA001 for who could name the values of a table past its row security.')
 $$;
 
 -- In the view of a protected table, a secret column: the value of the row that the query sees. After FOR UPDATE has
@@ -164,7 +184,11 @@ declare
   v_ids pg_catalog.text[];
   v_scopes pg_catalog.text[];
 begin
-  if tg_op = 'INSERT' then
+  if tg_table_schema <> 'meshaudit_protected' or tg_table_name <> all (%7$L::pg_catalog.name[]) then
+    -- somebody who can name this function has put it on a table of his own
+    raise exception 'the audit log takes entries only from meshaudit''s own functions' using errcode = 'MA003',
+      hint = 'This function is for the protected table alone, by the name that it had then.';
+  elsif tg_op = 'INSERT' then
     select pg_catalog.array_agg(%1$s), pg_catalog.array_agg(%2$s) into v_ids, v_scopes from new_rows;
     perform meshaudit_private.record_writes('create', v_ids, %5$L, v_scopes, %6$L);
   elsif tg_op = 'UPDATE' then
@@ -182,26 +206,9 @@ begin
 end
 $body$, meshaudit_private.id_expression(p.base, p.key_columns, 'new_rows.%1$I'), meshaudit_private.scope_expression(p.base, p.scope_column, 'new_rows.%1$I'),
       meshaudit_private.id_expression(p.base, p.key_columns, 'old_rows.%1$I'), meshaudit_private.scope_expression(p.base, p.scope_column, 'old_rows.%1$I'),
-      pg_catalog.format('%I.%I', p.schema_name, p.table_name), p.mode = 'journal'))
+      pg_catalog.format('%I.%I', p.schema_name, p.table_name), p.mode = 'journal',
+      array(select u ->> 'name' from pg_catalog.jsonb_array_elements(p.saved) u)))
 $$;
-
--- Row security acts on who reads values_N as on its owner, so who can name it must be above row security.
-create function meshaudit_private.may_look(p_protection int) returns boolean
-language plpgsql stable security definer set search_path = ''
-as $$
-begin
-  if pg_catalog.pg_has_role(session_user, 'pg_read_all_data', 'MEMBER')
-     and not (select r.rolsuper or r.rolbypassrls from pg_catalog.pg_roles r where r.rolname = session_user)
-     and (select c.relrowsecurity from meshaudit_private.protections p join pg_catalog.pg_class c on c.oid = p.base
-       where p.protection_id = p_protection) then
-    perform meshaudit_private.refuse('MA001', 'a member of pg_read_all_data without BYPASSRLS gets no values of a protected table with row security',
-      'Revoke pg_read_all_data from the login, or alter role … bypassrls.');
-  end if;
-  return true;
-end
-$$;
-revoke all on function meshaudit_private.may_look(int) from public;
-grant execute on function meshaudit_private.may_look(int) to public;
 
 comment on function meshaudit_private.text_settings(oid, name[]) is 'SET clauses that make the text of those columns the same in every session; none where it is.';
 comment on function meshaudit_private.as_text(oid, name, text) is 'The expression for a column''s value as text.';
@@ -209,7 +216,7 @@ comment on function meshaudit_private.type_name(oid, name) is 'A column''s type,
 comment on function meshaudit_private.values_view(meshaudit_private.protections) is 'The statement that makes the view of the values.';
 comment on function meshaudit_private.revealed(meshaudit_private.protections, int) is 'The expression for a secret column.';
 comment on function meshaudit_private.latest_functions(meshaudit_private.protections) is 'Statements that make the functions which look again.';
-comment on function meshaudit_private.may_look(int) is 'True; raises MA001 for who could name the values of a table past its row security.';
+comment on function meshaudit_private.look_function(meshaudit_private.protections) is 'The statement that makes the function which keeps readers of all data from the values.';
 comment on function meshaudit_private.id_expression(oid, name[], text) is 'The expression that names a row in the log.';
 comment on function meshaudit_private.key_condition(oid, text, text) is 'The condition that finds a row by its key.';
 comment on function meshaudit_private.scope_expression(oid, name, text) is 'The expression for a row''s scope.';

@@ -149,14 +149,16 @@ declare
 begin
   return query select * from meshaudit_private.base_statements(p);
   return query select * from meshaudit_private.view_statements(p, meshaudit_private.owner_of(p_target));
+  return query select '-- sees the values that are written: ' || t.what from meshaudit_private.triggers_of(p_target) t;
 end
 $$;
 revoke all on function meshaudit_private.protection_plan(regclass, text[], text, text, name) from public;
 grant execute on function meshaudit_private.protection_plan(regclass, text[], text, text, name) to meshaudit_client, meshaudit_operator;
 
+-- Who protects a table of his own and does not commit keeps nobody waiting for long.
 create function meshaudit_private.begin_protect(p_target regclass, p_secrets text[], p_scope text, p_mode text, p_role name)
 returns table (statements text[], owner name)
-language plpgsql volatile security definer set search_path = ''
+language plpgsql volatile security definer set search_path = '' set lock_timeout = '10s'
 as $$
 declare
   p meshaudit_private.protections;
@@ -169,7 +171,8 @@ begin
     values (p.base, p.schema_name, p.table_name, p.key_columns, p.secret_columns, p.scope_column, p.mode, p.saved)
     returning * into p;
   for v_statement in
-    select meshaudit_private.reveal_functions(p) union all select meshaudit_private.writes_function(p)
+    select meshaudit_private.reveal_functions(p) union all select meshaudit_private.look_function(p)
+    union all select meshaudit_private.writes_function(p)
     union all select meshaudit_private.view_functions(p)
   loop
     execute v_statement;

@@ -2,7 +2,7 @@
 
 create function meshaudit_private.begin_unprotect(p_target regclass, p_role name)
 returns table (statements text[], owner name, base oid)
-language plpgsql volatile security definer set search_path = ''
+language plpgsql volatile security definer set search_path = '' set lock_timeout = '10s'
 as $$
 declare
   p meshaudit_private.protections;
@@ -13,6 +13,12 @@ begin
   if p.protection_id is null then
     raise exception '% is not protected', p_target using errcode = 'MA005',
       hint = pg_catalog.format('Protected: %s.', coalesce((select pg_catalog.string_agg(t.view::pg_catalog.text, ', ') from meshaudit_private.protections t), 'nothing'));
+  end if;
+  base := p.base;
+  if not exists (select from pg_catalog.pg_class c where c.oid = p.base) then
+    statements := '{}';  -- dropped: what is left of it is ours
+    return next;
+    return;
   end if;
   perform meshaudit_private.require_owner(p.base, p_role);
   select pg_catalog.string_agg(distinct pg_catalog.pg_describe_object(d.classid, d.objid, 0), ', ') into v_what
@@ -25,12 +31,11 @@ begin
       hint = 'Drop them, unprotect, and make them again on the table.';
   end if;
   owner := meshaudit_private.owner_of(p.base);
-  base := p.base;
   execute pg_catalog.format('grant usage on schema meshaudit_private to %I', owner);
   execute pg_catalog.format('grant create on schema meshaudit_protected to %I', owner);
   statements := array(
     select s from (
-      select 0::pg_catalog.int8 as i, 1 as n, 0::pg_catalog.int8 as k, pg_catalog.format('drop view %I.%I', p.schema_name, p.table_name) as s where p.view is not null
+      select 0::pg_catalog.int8 as i, 1 as n, 0::pg_catalog.int8 as k, pg_catalog.format('drop view if exists %I.%I', p.schema_name, p.table_name) as s where p.view is not null
       union all select 0, 2, 0, pg_catalog.format('drop policy if exists meshaudit_reveal on meshaudit_protected.%I', p.table_name)
       union all select u.i, 3, 0, pg_catalog.format('drop trigger if exists meshaudit_%s on meshaudit_protected.%I', verb, u.s ->> 'name')
         from pg_catalog.jsonb_array_elements(p.saved) with ordinality u (s, i), unnest(array['insert', 'update', 'delete', 'truncate']) verb
@@ -71,7 +76,7 @@ begin
     select pg_catalog.format('function %s', f.oid::pg_catalog.regprocedure)
       from pg_catalog.pg_proc f
       where f.pronamespace = 'meshaudit_private'::pg_catalog.regnamespace
-        and f.proname ~ pg_catalog.format('^reveal_%1$s_[0-9]+$|^(writes|insert|update|delete)_%1$s$', p.protection_id)
+        and f.proname ~ pg_catalog.format('^reveal_%1$s_[0-9]+$|^(look|writes|insert|update|delete)_%1$s$', p.protection_id)
   loop
     execute 'drop ' || v_dropped;
   end loop;

@@ -1,5 +1,23 @@
 -- The protected tables' part of status(): every way around the audit.
 
+-- Triggers of a table, or of its partitions, that were not made by protect(): a row's trigger is shown its values. whose:
+-- its function belongs to somebody else than the table's owner or a superuser.
+create function meshaudit_private.triggers_of(p_base oid) returns table (what text, whose boolean)
+language sql stable set search_path = ''
+as $$
+  select pg_catalog.format('trigger %I on %s (function %s of %I)', t.tgname, t.tgrelid::pg_catalog.regclass,
+      t.tgfoid::pg_catalog.regprocedure, r.rolname), not (r.rolsuper or r.oid = c.relowner)
+  from meshaudit_private.relations_of(p_base) x
+  join pg_catalog.pg_trigger t on t.tgrelid = x and not t.tgisinternal and t.tgparentid = 0
+    -- row-level, or with a transition table
+    and (t.tgtype & 1 = 1 or t.tgoldtable is not null or t.tgnewtable is not null)
+  join pg_catalog.pg_class c on c.oid = x
+  join pg_catalog.pg_proc f on f.oid = t.tgfoid and f.pronamespace <> 'meshaudit_private'::pg_catalog.regnamespace
+  join pg_catalog.pg_roles r on r.oid = f.proowner
+  order by t.tgrelid, t.tgname
+$$;
+comment on function meshaudit_private.triggers_of(oid) is 'A table''s own triggers that are shown its values, and whether their functions are of others than its owner.';
+
 create function meshaudit_private.protection_status() returns table ("check" text, ok boolean, detail text)
 language plpgsql volatile set search_path = ''
 as $$
@@ -7,6 +25,7 @@ declare
   p meshaudit_private.protections;
   v_list pg_catalog.text;
   v_name pg_catalog.text;
+  v_secrets pg_catalog.name[];
 begin
   "check" := 'protected tables';
   select pg_catalog.string_agg(pg_catalog.format('%I.%I', t.schema_name, t.table_name), ', ' order by t.protection_id) into v_list
@@ -21,6 +40,19 @@ begin
   for p in select * from meshaudit_private.protections t order by t.protection_id loop
     v_name := pg_catalog.format('%I.%I', p.schema_name, p.table_name);
 
+    if not exists (select from pg_catalog.pg_class c where c.oid = p.base) then
+      "check" := 'guards of ' || v_name;
+      ok := false;
+      detail := pg_catalog.format('the table has been dropped; select meshaudit.unprotect(''%s'') forgets it', p.base::pg_catalog.oid);
+      return next;
+      continue;
+    end if;
+    -- what the secret columns are called now
+    v_secrets := array(
+      select a.attname from pg_catalog.pg_attribute v
+      join pg_catalog.pg_attribute a on a.attrelid = p.base and 'c' || a.attnum = v.attname and not a.attisdropped
+      where v.attrelid = pg_catalog.to_regclass('meshaudit_private.values_' || p.protection_id));
+
     -- superusers and pg_read_all_data have a line of their own
     "check" := 'ways around ' || v_name;
     select pg_catalog.string_agg(distinct pg_catalog.format('%I (%s)', r.rolname, case
@@ -30,7 +62,10 @@ begin
       cross join pg_catalog.pg_roles r
       where not r.rolsuper and r.rolname <> 'meshaudit_owner'
         and not pg_catalog.pg_has_role(r.oid, 'pg_read_all_data', 'USAGE') and r.rolname <> 'pg_read_all_data'
-        and exists (select from unnest(p.secret_columns) s where pg_catalog.has_column_privilege(r.oid, x, s::pg_catalog.text, 'SELECT'));
+        and exists (
+          select from pg_catalog.pg_attribute a
+          where a.attrelid = x and a.attname = any (v_secrets || p.secret_columns) and not a.attisdropped
+            and pg_catalog.has_column_privilege(r.oid, x, a.attnum, 'SELECT'));
     ok := v_list is null;
     detail := case when ok then 'none, but see roles above all privileges' else pg_catalog.format(
       'read meshaudit_protected.%I without an entry: %s; revoke select on it from them', p.table_name, v_list) end;
@@ -46,16 +81,26 @@ begin
       union all
       select pg_catalog.format('trigger meshaudit_%s of the view is missing', verb)
         from unnest(array['insert', 'update', 'delete']) verb
-        where not exists (select from pg_catalog.pg_trigger t where t.tgrelid = p.view and t.tgname = 'meshaudit_' || verb and t.tgenabled <> 'D')
+        where not exists (select from pg_catalog.pg_trigger t where t.tgrelid = p.view and t.tgname = 'meshaudit_' || verb and t.tgenabled <> 'D'
+            and t.tgfoid = pg_catalog.to_regproc(pg_catalog.format('meshaudit_private.%s_%s', verb, p.protection_id)))
       union all
       select 'the view is gone' where not exists (select from pg_catalog.pg_class c where c.oid = p.view and c.relkind = 'v')
       union all
       select 'the view no longer reveals by meshaudit''s function'
-        from unnest(p.secret_columns) s join pg_catalog.pg_attribute a on a.attrelid = p.base and a.attname = s
+        from unnest(v_secrets) s join pg_catalog.pg_attribute a on a.attrelid = p.base and a.attname = s
         where not exists (
           select from pg_catalog.pg_depend d join pg_catalog.pg_rewrite r on r.oid = d.objid and r.ev_class = p.view
           where d.classid = 'pg_catalog.pg_rewrite'::pg_catalog.regclass and d.refclassid = 'pg_catalog.pg_proc'::pg_catalog.regclass
             and d.refobjid = pg_catalog.to_regproc(pg_catalog.format('meshaudit_private.reveal_%s_%s', p.protection_id, a.attnum)))
+      union all
+      select pg_catalog.format('column %I has been renamed or dropped', s) from unnest(p.secret_columns || p.key_columns || p.scope_column) s
+        where s is not null and not exists (
+          select from pg_catalog.pg_attribute a where a.attrelid = p.base and a.attname = s and not a.attisdropped)
+      union all
+      select pg_catalog.format('%s has been renamed', p.base) where p.table_name <> (select c.relname from pg_catalog.pg_class c where c.oid = p.base)
+      union all
+      select pg_catalog.format('policy %I binds meshaudit too: name roles in it', y.polname) from pg_catalog.pg_policy y
+        where y.polrelid = p.base and not y.polpermissive and 0::pg_catalog.oid = any (y.polroles) and y.polcmd in ('r', '*')
       union all
       select pg_catalog.format('%s is outside of meshaudit_protected', x::pg_catalog.regclass)
         from meshaudit_private.relations_of(p.base) x join pg_catalog.pg_class c on c.oid = x
@@ -77,11 +122,25 @@ begin
     select pg_catalog.string_agg(distinct t.pubname, ', ') into v_list
       from pg_catalog.pg_publication_tables t
       where t.schemaname = 'meshaudit_protected' and t.tablename in (select u ->> 'name' from pg_catalog.jsonb_array_elements(p.saved) u)
-        and t.attnames::pg_catalog.text[] && p.secret_columns::pg_catalog.text[];
+        and t.attnames::pg_catalog.text[] && (v_secrets || p.secret_columns)::pg_catalog.text[];
     ok := v_list is null;
     detail := coalesce('its values are streamed by: ' || v_list, 'none');
     return next;
+
+    "check" := 'triggers of ' || v_name;
+    select pg_catalog.string_agg(t.what, ', '), pg_catalog.bool_or(t.whose) is not true into v_list, ok
+      from meshaudit_private.triggers_of(p.base) t;
+    detail := coalesce('see the values that are written: ' || v_list, 'none');
+    return next;
   end loop;
+
+  "check" := 'inner schema';
+  select pg_catalog.string_agg(distinct e.grantee::pg_catalog.regrole::pg_catalog.text, ', ') into v_list
+    from pg_catalog.pg_namespace n, pg_catalog.aclexplode(n.nspacl) e
+    where n.nspname = 'meshaudit_private' and e.grantee <> n.nspowner or n.nspname = 'meshaudit_protected' and e.privilege_type = 'CREATE' and e.grantee <> n.nspowner;
+  ok := v_list is null;
+  detail := coalesce('can name what only meshaudit should: ' || v_list || '; revoke usage on schema meshaudit_private, create on schema meshaudit_protected', 'closed');
+  return next;
 
   "check" := 'roles above all privileges';
   select pg_catalog.string_agg(pg_catalog.format('%I (%s)', r.rolname, case when r.rolsuper then 'superuser'

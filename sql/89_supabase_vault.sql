@@ -2,14 +2,18 @@
 --
 -- Schema vault is Supabase's: it may be absent, nobody there can put triggers on it, and what others were granted on it
 -- stays. So all statements on it are dynamic, the path is opened by somebody who may give it away, and status() names
--- those who can still go around.
+-- those who can still go around. It counts only where it belongs to a superuser, as Supabase's does: else anybody who may
+-- create a schema could have his own code run as meshaudit_owner by that name.
 
 create function meshaudit_private.supabase_vault() returns oid
 language sql stable set search_path = ''
 as $$
   -- not to_regclass(): that fails without USAGE on the schema
   select c.oid from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
-  where n.nspname = 'vault' and c.relname = 'decrypted_secrets'
+  join pg_catalog.pg_roles o on o.oid = c.relowner
+  where n.nspname = 'vault' and c.relname = 'decrypted_secrets' and o.rolsuper and not exists (
+    select from pg_catalog.pg_proc p join pg_catalog.pg_roles r on r.oid = p.proowner
+    where p.pronamespace = n.oid and p.proname in ('create_secret', 'update_secret') and not r.rolsuper)
 $$;
 
 create function meshaudit_private.require_supabase_vault() returns void
@@ -20,7 +24,7 @@ declare
 begin
   if v_vault is null then
     perform meshaudit_private.refuse('MA005', 'this database has no Supabase Vault',
-      'Its view vault.decrypted_secrets is missing: create extension supabase_vault, or use meshaudit.write_secret() and read_secret().');
+      'Its view vault.decrypted_secrets is missing, or does not belong to a superuser: create extension supabase_vault, or use meshaudit.write_secret() and read_secret().');
   elsif not pg_catalog.has_schema_privilege('meshaudit_owner', 'vault', 'USAGE')
       or not pg_catalog.has_table_privilege('meshaudit_owner', v_vault, 'SELECT') then
     perform meshaudit_private.refuse('MA001', 'the path to Supabase''s Vault is not open',

@@ -67,7 +67,7 @@ OF_THE_SEALER = (
     *("arm", "slot_to_make", "note_armed", "disarm", "begin_disarm", "note_disarmed"),
 )
 OF_PROTECT = (
-    *("protection_plan", "run_statements", "begin_protect", "finish_protect"),
+    *("protection_plan", "run_statements", "begin_protect", "go_on_protect", "finish_protect"),
     *("begin_unprotect", "finish_unprotect"),
 )
 
@@ -403,6 +403,6 @@ def test_plpgsql_check_finds_nothing(db: Db) -> None:
           -- of Supabase's Vault, where it is
           and not (p.proname ~ '_vault_secret$' and c ~ 'schema "vault"|vault[.]|^--')
           -- statements that format() has made, in a loop: it sees a variable
-          and not (p.proname in ('begin_protect', 'grant_supabase_vault')
+          and not (p.proname in ('begin_protect', 'go_on_protect', 'finish_unprotect', 'grant_supabase_vault')
             and c ~ 'text type variable is not sanitized|injection vulnerable|Use quote_ident|^Query|^--')""",
     )

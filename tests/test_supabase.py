@@ -105,6 +105,33 @@ def test_status_names_who_goes_around_the_vault(vault_db):
     assert "meshaudit_owner" not in detail
 
 
+def test_a_vault_of_somebodys_own_is_none(db):
+    """Whoever may create a schema could have a view of his own read as meshaudit_owner."""
+    eve = db.role("eve", "meshaudit_client")
+    db.su.execute(f"grant create on database {db.name} to {eve}")
+    conn = db.connect(eve)
+    heard: list[str] = []
+    conn.add_notice_handler(lambda d: heard.append(str(d.message_primary)))
+    conn.execute(
+        "create schema vault; grant usage on schema vault to public;"
+        "create function vault.sprung() returns text language plpgsql as"
+        " $$ begin raise notice 'ran as %', current_user; return 'x'; end $$;"
+        f"create view vault.decrypted_secrets as select '{NOBODYS}'::uuid as id, vault.sprung() as decrypted_secret;"
+        "create function vault.create_secret(text, text, text) returns uuid language plpgsql as"
+        f" $$ begin perform vault.sprung(); return '{NOBODYS}'::uuid; end $$;"
+        "grant select on vault.decrypted_secrets to public"
+    )
+    for call in (f"read_vault_secret('{NOBODYS}')", "create_vault_secret('x')", f"update_vault_secret('{NOBODYS}', 'x')"):
+        with pytest.raises(psycopg.Error, match="no Supabase Vault"):
+            conn.execute(f"select meshaudit.{call}".encode())
+    # a superuser's view beside functions of somebody else is no better
+    db.su.execute(f"alter view vault.decrypted_secrets owner to {db.pg.superuser}")
+    with pytest.raises(psycopg.Error, match="no Supabase Vault"):
+        conn.execute("select meshaudit.create_vault_secret('x')")
+    assert heard == []
+    db.su.execute("drop schema vault cascade")
+
+
 def test_without_a_vault(supabase_db):
     conn = supabase_db.connect()
     for call in ("open_supabase_vault()", f"read_vault_secret('{NOBODYS}')", "create_vault_secret('x')"):
@@ -119,6 +146,8 @@ LINTS = {
     "security_definer_view": """
       select c.relname from pg_class c join pg_namespace n on n.oid = c.relnamespace
       where c.relkind = 'v' and n.nspname in ('public', 'meshaudit', 'meshaudit_private')
+        -- the values of a protected table; the schema is not exposed, and nobody can name what is in it
+        and not (n.nspname = 'meshaudit_private' and c.relname ~ '^values_[0-9]+$')
         and (has_table_privilege('anon', c.oid, 'SELECT') or has_table_privilege('authenticated', c.oid, 'SELECT'))
         and not coalesce(c.reloptions::text[] && array['security_invoker=true', 'security_invoker=on'], false)""",
     # a body in standard SQL was parsed when it was made; the view's triggers run as the caller on purpose

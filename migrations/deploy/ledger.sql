@@ -5258,13 +5258,33 @@ create function meshaudit_private.values_view(p meshaudit_private.protections) r
 language sql stable set search_path = ''
 as $$
   select pg_catalog.format(
-    'create view meshaudit_private.%1$I as select b.ctid as at, pg_catalog.xidsend(b.xmin) operator(pg_catalog.||) pg_catalog.tidsend(b.ctid) as version, %2$s as scope, %3$s, %4$s from meshaudit_protected.%5$I b where (select meshaudit_private.may_look(%6$s)); grant select on meshaudit_private.%1$I to public; comment on view meshaudit_private.%1$I is %7$L',
+    'create view meshaudit_private.%1$I as select b.ctid as at, pg_catalog.xidsend(b.xmin) operator(pg_catalog.||) pg_catalog.tidsend(b.ctid) as version, %2$s as scope, %3$s, %4$s from meshaudit_protected.%5$I b where (select meshaudit_private.%6$I()); grant select on meshaudit_private.%1$I to public; comment on view meshaudit_private.%1$I is %7$L',
     'values_' || p.protection_id,
     case when p.scope_column is null then 'null::pg_catalog.text' else pg_catalog.format('b.%I', p.scope_column) end,
     (select pg_catalog.string_agg(pg_catalog.format('b.%I as k%s', k, i), ', ' order by i) from unnest(p.key_columns) with ordinality u (k, i)),
     (select pg_catalog.string_agg(pg_catalog.format('b.%I as c%s', a.attname, a.attnum), ', ' order by a.attnum)
       from pg_catalog.pg_attribute a where a.attrelid = p.base and a.attname = any (p.secret_columns)),
-    p.table_name, p.protection_id, 'Where a protected table''s view finds the secret values; nobody can name it.')
+    p.table_name, 'look_' || p.protection_id, 'Where a protected table''s view finds the secret values; nobody can name it.')
+$$;
+
+-- Row security acts on who reads values_N as on its owner: so who could name it must be above row security.
+create function meshaudit_private.look_function(p meshaudit_private.protections) returns text
+language sql stable set search_path = ''
+as $$
+  select pg_catalog.format(
+    'create function meshaudit_private.%1$I() returns boolean language plpgsql stable parallel unsafe security definer set search_path = '''' as %2$L; grant execute on function meshaudit_private.%1$I() to public; comment on function meshaudit_private.%1$I() is %3$L',
+    'look_' || p.protection_id, pg_catalog.format($body$
+begin
+  if pg_catalog.pg_has_role(session_user, 'pg_read_all_data', 'MEMBER')
+     and not (select r.rolsuper or r.rolbypassrls from pg_catalog.pg_roles r where r.rolname = session_user)
+     and (select c.relrowsecurity from meshaudit_private.protections p join pg_catalog.pg_class c on c.oid = p.base
+       where p.protection_id = %s) then
+    perform meshaudit_private.refuse('MA001', 'a member of pg_read_all_data without BYPASSRLS gets no values of a protected table with row security',
+      'Revoke pg_read_all_data from the login, or alter role … bypassrls.');
+  end if;
+  return true;
+end
+$body$, p.protection_id), 'Raises MA001 for who could name the values of a table past its row security.')
 $$;
 
 -- In the view of a protected table, a secret column: the value of the row that the query sees. After FOR UPDATE has
@@ -5313,7 +5333,11 @@ declare
   v_ids pg_catalog.text[];
   v_scopes pg_catalog.text[];
 begin
-  if tg_op = 'INSERT' then
+  if tg_table_schema <> 'meshaudit_protected' or tg_table_name <> all (%7$L::pg_catalog.name[]) then
+    -- somebody who can name this function has put it on a table of his own
+    raise exception 'the audit log takes entries only from meshaudit''s own functions' using errcode = 'MA003',
+      hint = 'This function is for the protected table alone, by the name that it had then.';
+  elsif tg_op = 'INSERT' then
     select pg_catalog.array_agg(%1$s), pg_catalog.array_agg(%2$s) into v_ids, v_scopes from new_rows;
     perform meshaudit_private.record_writes('create', v_ids, %5$L, v_scopes, %6$L);
   elsif tg_op = 'UPDATE' then
@@ -5331,26 +5355,9 @@ begin
 end
 $body$, meshaudit_private.id_expression(p.base, p.key_columns, 'new_rows.%1$I'), meshaudit_private.scope_expression(p.base, p.scope_column, 'new_rows.%1$I'),
       meshaudit_private.id_expression(p.base, p.key_columns, 'old_rows.%1$I'), meshaudit_private.scope_expression(p.base, p.scope_column, 'old_rows.%1$I'),
-      pg_catalog.format('%I.%I', p.schema_name, p.table_name), p.mode = 'journal'))
+      pg_catalog.format('%I.%I', p.schema_name, p.table_name), p.mode = 'journal',
+      array(select u ->> 'name' from pg_catalog.jsonb_array_elements(p.saved) u)))
 $$;
-
--- Row security acts on who reads values_N as on its owner, so who can name it must be above row security.
-create function meshaudit_private.may_look(p_protection int) returns boolean
-language plpgsql stable security definer set search_path = ''
-as $$
-begin
-  if pg_catalog.pg_has_role(session_user, 'pg_read_all_data', 'MEMBER')
-     and not (select r.rolsuper or r.rolbypassrls from pg_catalog.pg_roles r where r.rolname = session_user)
-     and (select c.relrowsecurity from meshaudit_private.protections p join pg_catalog.pg_class c on c.oid = p.base
-       where p.protection_id = p_protection) then
-    perform meshaudit_private.refuse('MA001', 'a member of pg_read_all_data without BYPASSRLS gets no values of a protected table with row security',
-      'Revoke pg_read_all_data from the login, or alter role … bypassrls.');
-  end if;
-  return true;
-end
-$$;
-revoke all on function meshaudit_private.may_look(int) from public;
-grant execute on function meshaudit_private.may_look(int) to public;
 
 comment on function meshaudit_private.text_settings(oid, name[]) is 'SET clauses that make the text of those columns the same in every session; none where it is.';
 comment on function meshaudit_private.as_text(oid, name, text) is 'The expression for a column''s value as text.';
@@ -5358,7 +5365,7 @@ comment on function meshaudit_private.type_name(oid, name) is 'A column''s type,
 comment on function meshaudit_private.values_view(meshaudit_private.protections) is 'The statement that makes the view of the values.';
 comment on function meshaudit_private.revealed(meshaudit_private.protections, int) is 'The expression for a secret column.';
 comment on function meshaudit_private.latest_functions(meshaudit_private.protections) is 'Statements that make the functions which look again.';
-comment on function meshaudit_private.may_look(int) is 'True; raises MA001 for who could name the values of a table past its row security.';
+comment on function meshaudit_private.look_function(meshaudit_private.protections) is 'The statement that makes the function which keeps readers of all data from the values.';
 comment on function meshaudit_private.id_expression(oid, name[], text) is 'The expression that names a row in the log.';
 comment on function meshaudit_private.key_condition(oid, text, text) is 'The condition that finds a row by its key.';
 comment on function meshaudit_private.scope_expression(oid, name, text) is 'The expression for a row''s scope.';
@@ -5806,14 +5813,16 @@ declare
 begin
   return query select * from meshaudit_private.base_statements(p);
   return query select * from meshaudit_private.view_statements(p, meshaudit_private.owner_of(p_target));
+  return query select '-- sees the values that are written: ' || t.what from meshaudit_private.triggers_of(p_target) t;
 end
 $$;
 revoke all on function meshaudit_private.protection_plan(regclass, text[], text, text, name) from public;
 grant execute on function meshaudit_private.protection_plan(regclass, text[], text, text, name) to meshaudit_client, meshaudit_operator;
 
+-- Who protects a table of his own and does not commit keeps nobody waiting for long.
 create function meshaudit_private.begin_protect(p_target regclass, p_secrets text[], p_scope text, p_mode text, p_role name)
 returns table (statements text[], owner name)
-language plpgsql volatile security definer set search_path = ''
+language plpgsql volatile security definer set search_path = '' set lock_timeout = '10s'
 as $$
 declare
   p meshaudit_private.protections;
@@ -5826,7 +5835,8 @@ begin
     values (p.base, p.schema_name, p.table_name, p.key_columns, p.secret_columns, p.scope_column, p.mode, p.saved)
     returning * into p;
   for v_statement in
-    select meshaudit_private.reveal_functions(p) union all select meshaudit_private.writes_function(p)
+    select meshaudit_private.reveal_functions(p) union all select meshaudit_private.look_function(p)
+    union all select meshaudit_private.writes_function(p)
     union all select meshaudit_private.view_functions(p)
   loop
     execute v_statement;
@@ -5953,7 +5963,7 @@ comment on function meshaudit.protection_plan(regclass, text[], text, text) is
 
 create function meshaudit_private.begin_unprotect(p_target regclass, p_role name)
 returns table (statements text[], owner name, base oid)
-language plpgsql volatile security definer set search_path = ''
+language plpgsql volatile security definer set search_path = '' set lock_timeout = '10s'
 as $$
 declare
   p meshaudit_private.protections;
@@ -5964,6 +5974,12 @@ begin
   if p.protection_id is null then
     raise exception '% is not protected', p_target using errcode = 'MA005',
       hint = pg_catalog.format('Protected: %s.', coalesce((select pg_catalog.string_agg(t.view::pg_catalog.text, ', ') from meshaudit_private.protections t), 'nothing'));
+  end if;
+  base := p.base;
+  if not exists (select from pg_catalog.pg_class c where c.oid = p.base) then
+    statements := '{}';  -- dropped: what is left of it is ours
+    return next;
+    return;
   end if;
   perform meshaudit_private.require_owner(p.base, p_role);
   select pg_catalog.string_agg(distinct pg_catalog.pg_describe_object(d.classid, d.objid, 0), ', ') into v_what
@@ -5976,12 +5992,11 @@ begin
       hint = 'Drop them, unprotect, and make them again on the table.';
   end if;
   owner := meshaudit_private.owner_of(p.base);
-  base := p.base;
   execute pg_catalog.format('grant usage on schema meshaudit_private to %I', owner);
   execute pg_catalog.format('grant create on schema meshaudit_protected to %I', owner);
   statements := array(
     select s from (
-      select 0::pg_catalog.int8 as i, 1 as n, 0::pg_catalog.int8 as k, pg_catalog.format('drop view %I.%I', p.schema_name, p.table_name) as s where p.view is not null
+      select 0::pg_catalog.int8 as i, 1 as n, 0::pg_catalog.int8 as k, pg_catalog.format('drop view if exists %I.%I', p.schema_name, p.table_name) as s where p.view is not null
       union all select 0, 2, 0, pg_catalog.format('drop policy if exists meshaudit_reveal on meshaudit_protected.%I', p.table_name)
       union all select u.i, 3, 0, pg_catalog.format('drop trigger if exists meshaudit_%s on meshaudit_protected.%I', verb, u.s ->> 'name')
         from pg_catalog.jsonb_array_elements(p.saved) with ordinality u (s, i), unnest(array['insert', 'update', 'delete', 'truncate']) verb
@@ -6022,7 +6037,7 @@ begin
     select pg_catalog.format('function %s', f.oid::pg_catalog.regprocedure)
       from pg_catalog.pg_proc f
       where f.pronamespace = 'meshaudit_private'::pg_catalog.regnamespace
-        and f.proname ~ pg_catalog.format('^reveal_%1$s_[0-9]+$|^(writes|insert|update|delete)_%1$s$', p.protection_id)
+        and f.proname ~ pg_catalog.format('^reveal_%1$s_[0-9]+$|^(look|writes|insert|update|delete)_%1$s$', p.protection_id)
   loop
     execute 'drop ' || v_dropped;
   end loop;
@@ -6059,6 +6074,24 @@ comment on function meshaudit.unprotect(regclass) is
 
 -- The protected tables' part of status(): every way around the audit.
 
+-- Triggers of a table, or of its partitions, that were not made by protect(): a row's trigger is shown its values. whose:
+-- its function belongs to somebody else than the table's owner or a superuser.
+create function meshaudit_private.triggers_of(p_base oid) returns table (what text, whose boolean)
+language sql stable set search_path = ''
+as $$
+  select pg_catalog.format('trigger %I on %s (function %s of %I)', t.tgname, t.tgrelid::pg_catalog.regclass,
+      t.tgfoid::pg_catalog.regprocedure, r.rolname), not (r.rolsuper or r.oid = c.relowner)
+  from meshaudit_private.relations_of(p_base) x
+  join pg_catalog.pg_trigger t on t.tgrelid = x and not t.tgisinternal and t.tgparentid = 0
+    -- row-level, or with a transition table
+    and (t.tgtype & 1 = 1 or t.tgoldtable is not null or t.tgnewtable is not null)
+  join pg_catalog.pg_class c on c.oid = x
+  join pg_catalog.pg_proc f on f.oid = t.tgfoid and f.pronamespace <> 'meshaudit_private'::pg_catalog.regnamespace
+  join pg_catalog.pg_roles r on r.oid = f.proowner
+  order by t.tgrelid, t.tgname
+$$;
+comment on function meshaudit_private.triggers_of(oid) is 'A table''s own triggers that are shown its values, and whether their functions are of others than its owner.';
+
 create function meshaudit_private.protection_status() returns table ("check" text, ok boolean, detail text)
 language plpgsql volatile set search_path = ''
 as $$
@@ -6066,6 +6099,7 @@ declare
   p meshaudit_private.protections;
   v_list pg_catalog.text;
   v_name pg_catalog.text;
+  v_secrets pg_catalog.name[];
 begin
   "check" := 'protected tables';
   select pg_catalog.string_agg(pg_catalog.format('%I.%I', t.schema_name, t.table_name), ', ' order by t.protection_id) into v_list
@@ -6080,6 +6114,19 @@ begin
   for p in select * from meshaudit_private.protections t order by t.protection_id loop
     v_name := pg_catalog.format('%I.%I', p.schema_name, p.table_name);
 
+    if not exists (select from pg_catalog.pg_class c where c.oid = p.base) then
+      "check" := 'guards of ' || v_name;
+      ok := false;
+      detail := pg_catalog.format('the table has been dropped; select meshaudit.unprotect(''%s'') forgets it', p.base::pg_catalog.oid);
+      return next;
+      continue;
+    end if;
+    -- what the secret columns are called now
+    v_secrets := array(
+      select a.attname from pg_catalog.pg_attribute v
+      join pg_catalog.pg_attribute a on a.attrelid = p.base and 'c' || a.attnum = v.attname and not a.attisdropped
+      where v.attrelid = pg_catalog.to_regclass('meshaudit_private.values_' || p.protection_id));
+
     -- superusers and pg_read_all_data have a line of their own
     "check" := 'ways around ' || v_name;
     select pg_catalog.string_agg(distinct pg_catalog.format('%I (%s)', r.rolname, case
@@ -6089,7 +6136,10 @@ begin
       cross join pg_catalog.pg_roles r
       where not r.rolsuper and r.rolname <> 'meshaudit_owner'
         and not pg_catalog.pg_has_role(r.oid, 'pg_read_all_data', 'USAGE') and r.rolname <> 'pg_read_all_data'
-        and exists (select from unnest(p.secret_columns) s where pg_catalog.has_column_privilege(r.oid, x, s::pg_catalog.text, 'SELECT'));
+        and exists (
+          select from pg_catalog.pg_attribute a
+          where a.attrelid = x and a.attname = any (v_secrets || p.secret_columns) and not a.attisdropped
+            and pg_catalog.has_column_privilege(r.oid, x, a.attnum, 'SELECT'));
     ok := v_list is null;
     detail := case when ok then 'none, but see roles above all privileges' else pg_catalog.format(
       'read meshaudit_protected.%I without an entry: %s; revoke select on it from them', p.table_name, v_list) end;
@@ -6105,16 +6155,26 @@ begin
       union all
       select pg_catalog.format('trigger meshaudit_%s of the view is missing', verb)
         from unnest(array['insert', 'update', 'delete']) verb
-        where not exists (select from pg_catalog.pg_trigger t where t.tgrelid = p.view and t.tgname = 'meshaudit_' || verb and t.tgenabled <> 'D')
+        where not exists (select from pg_catalog.pg_trigger t where t.tgrelid = p.view and t.tgname = 'meshaudit_' || verb and t.tgenabled <> 'D'
+            and t.tgfoid = pg_catalog.to_regproc(pg_catalog.format('meshaudit_private.%s_%s', verb, p.protection_id)))
       union all
       select 'the view is gone' where not exists (select from pg_catalog.pg_class c where c.oid = p.view and c.relkind = 'v')
       union all
       select 'the view no longer reveals by meshaudit''s function'
-        from unnest(p.secret_columns) s join pg_catalog.pg_attribute a on a.attrelid = p.base and a.attname = s
+        from unnest(v_secrets) s join pg_catalog.pg_attribute a on a.attrelid = p.base and a.attname = s
         where not exists (
           select from pg_catalog.pg_depend d join pg_catalog.pg_rewrite r on r.oid = d.objid and r.ev_class = p.view
           where d.classid = 'pg_catalog.pg_rewrite'::pg_catalog.regclass and d.refclassid = 'pg_catalog.pg_proc'::pg_catalog.regclass
             and d.refobjid = pg_catalog.to_regproc(pg_catalog.format('meshaudit_private.reveal_%s_%s', p.protection_id, a.attnum)))
+      union all
+      select pg_catalog.format('column %I has been renamed or dropped', s) from unnest(p.secret_columns || p.key_columns || p.scope_column) s
+        where s is not null and not exists (
+          select from pg_catalog.pg_attribute a where a.attrelid = p.base and a.attname = s and not a.attisdropped)
+      union all
+      select pg_catalog.format('%s has been renamed', p.base) where p.table_name <> (select c.relname from pg_catalog.pg_class c where c.oid = p.base)
+      union all
+      select pg_catalog.format('policy %I binds meshaudit too: name roles in it', y.polname) from pg_catalog.pg_policy y
+        where y.polrelid = p.base and not y.polpermissive and 0::pg_catalog.oid = any (y.polroles) and y.polcmd in ('r', '*')
       union all
       select pg_catalog.format('%s is outside of meshaudit_protected', x::pg_catalog.regclass)
         from meshaudit_private.relations_of(p.base) x join pg_catalog.pg_class c on c.oid = x
@@ -6136,11 +6196,25 @@ begin
     select pg_catalog.string_agg(distinct t.pubname, ', ') into v_list
       from pg_catalog.pg_publication_tables t
       where t.schemaname = 'meshaudit_protected' and t.tablename in (select u ->> 'name' from pg_catalog.jsonb_array_elements(p.saved) u)
-        and t.attnames::pg_catalog.text[] && p.secret_columns::pg_catalog.text[];
+        and t.attnames::pg_catalog.text[] && (v_secrets || p.secret_columns)::pg_catalog.text[];
     ok := v_list is null;
     detail := coalesce('its values are streamed by: ' || v_list, 'none');
     return next;
+
+    "check" := 'triggers of ' || v_name;
+    select pg_catalog.string_agg(t.what, ', '), pg_catalog.bool_or(t.whose) is not true into v_list, ok
+      from meshaudit_private.triggers_of(p.base) t;
+    detail := coalesce('see the values that are written: ' || v_list, 'none');
+    return next;
   end loop;
+
+  "check" := 'inner schema';
+  select pg_catalog.string_agg(distinct e.grantee::pg_catalog.regrole::pg_catalog.text, ', ') into v_list
+    from pg_catalog.pg_namespace n, pg_catalog.aclexplode(n.nspacl) e
+    where n.nspname = 'meshaudit_private' and e.grantee <> n.nspowner or n.nspname = 'meshaudit_protected' and e.privilege_type = 'CREATE' and e.grantee <> n.nspowner;
+  ok := v_list is null;
+  detail := coalesce('can name what only meshaudit should: ' || v_list || '; revoke usage on schema meshaudit_private, create on schema meshaudit_protected', 'closed');
+  return next;
 
   "check" := 'roles above all privileges';
   select pg_catalog.string_agg(pg_catalog.format('%I (%s)', r.rolname, case when r.rolsuper then 'superuser'
@@ -6160,14 +6234,18 @@ comment on function meshaudit_private.protection_status() is 'The protected tabl
 --
 -- Schema vault is Supabase's: it may be absent, nobody there can put triggers on it, and what others were granted on it
 -- stays. So all statements on it are dynamic, the path is opened by somebody who may give it away, and status() names
--- those who can still go around.
+-- those who can still go around. It counts only where it belongs to a superuser, as Supabase's does: else anybody who may
+-- create a schema could have his own code run as meshaudit_owner by that name.
 
 create function meshaudit_private.supabase_vault() returns oid
 language sql stable set search_path = ''
 as $$
   -- not to_regclass(): that fails without USAGE on the schema
   select c.oid from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
-  where n.nspname = 'vault' and c.relname = 'decrypted_secrets'
+  join pg_catalog.pg_roles o on o.oid = c.relowner
+  where n.nspname = 'vault' and c.relname = 'decrypted_secrets' and o.rolsuper and not exists (
+    select from pg_catalog.pg_proc p join pg_catalog.pg_roles r on r.oid = p.proowner
+    where p.pronamespace = n.oid and p.proname in ('create_secret', 'update_secret') and not r.rolsuper)
 $$;
 
 create function meshaudit_private.require_supabase_vault() returns void
@@ -6178,7 +6256,7 @@ declare
 begin
   if v_vault is null then
     perform meshaudit_private.refuse('MA005', 'this database has no Supabase Vault',
-      'Its view vault.decrypted_secrets is missing: create extension supabase_vault, or use meshaudit.write_secret() and read_secret().');
+      'Its view vault.decrypted_secrets is missing, or does not belong to a superuser: create extension supabase_vault, or use meshaudit.write_secret() and read_secret().');
   elsif not pg_catalog.has_schema_privilege('meshaudit_owner', 'vault', 'USAGE')
       or not pg_catalog.has_table_privilege('meshaudit_owner', v_vault, 'SELECT') then
     perform meshaudit_private.refuse('MA001', 'the path to Supabase''s Vault is not open',

@@ -42,6 +42,27 @@ begin
       using errcode = 'MA005', hint = 'Take each out first: select meshaudit.unprotect(''…'').';
   end if;
 
+  if exists (select from pg_class c where c.relnamespace = 'meshaudit_protected'::regnamespace and c.relkind in ('r', 'p', 'f', 'm')) then
+    raise exception 'schema meshaudit_protected holds tables that are not ours: %', (
+        select string_agg(c.relname, ', ') from pg_class c
+        where c.relnamespace = 'meshaudit_protected'::regnamespace and c.relkind in ('r', 'p', 'f', 'm'))
+      using errcode = 'MA005', hint = 'Move them to a schema of yours first: alter table … set schema ….';
+  end if;
+
+  -- the path to Supabase's Vault, if it is open: as who has opened it, or as another who may
+  execute format('set local role %I', v_installer);
+  begin
+    perform from pg_namespace where nspname = 'vault';
+    if found and has_schema_privilege('meshaudit_owner', 'vault', 'usage') then
+      revoke all on all tables in schema vault from meshaudit_owner;
+      revoke all on all functions in schema vault from meshaudit_owner;
+      revoke all on schema vault from meshaudit_owner;
+    end if;
+  exception when insufficient_privilege then
+    null;  -- the role stays then, and a notice says so
+  end;
+  set local role meshaudit_owner;
+
   drop schema meshaudit, meshaudit_private, meshaudit_protected cascade;
   -- back to what Postgres has by itself, which leaves no row in pg_default_acl
   alter default privileges for role meshaudit_owner grant execute on functions to public;

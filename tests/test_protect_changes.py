@@ -1,0 +1,193 @@
+"""What a table's owner, and who reads all data, do to a protected table afterwards: status says it, and values stay in."""
+
+from typing import Any
+
+import psycopg
+import pytest
+from psycopg import errors as pg
+
+from tests.support import Db
+
+TABLE = """
+create table public.t (id int primary key, o text, v text);
+insert into public.t values (1, 'a', 'S1'), (2, 'b', 'S2');
+"""
+
+
+def checks(db: Db) -> dict[str, tuple[bool, str]]:
+    rows = db.su.execute('select "check", ok, detail from meshaudit.status()').fetchall()
+    return {name: (ok, detail) for name, ok, detail in rows}
+
+
+@pytest.fixture
+def owner(db: Db) -> psycopg.Connection[Any]:
+    """The connection of who owns table t, protected; not a superuser."""
+    role = db.role("owner", "meshaudit_client")
+    db.su.execute(f"grant create on schema public to {role}")
+    conn = db.connect(role)
+    conn.execute(TABLE)
+    conn.execute("select meshaudit.protect('public.t', '{v}')")
+    return conn
+
+
+CHANGES = {
+    "alter table meshaudit_protected.t rename column v to w": ("guards", "column v has been renamed"),
+    "alter table meshaudit_protected.t rename column id to key": ("guards", "column id has been renamed"),
+    "alter table meshaudit_protected.t drop column v cascade": ("guards", "column v has been renamed or dropped"),
+    "drop view public.t": ("guards", "the view is gone"),
+    "drop table meshaudit_protected.t cascade": ("guards", "the table has been dropped"),
+    "alter view public.t rename to u": ("guards", "in place"),
+    "drop policy meshaudit_reveal on meshaudit_protected.t": ("guards", "policy meshaudit_reveal is missing"),
+    "create policy p on meshaudit_protected.t as restrictive using (false)": ("guards", "policy p binds"),
+    "alter table meshaudit_protected.t rename column v to w; grant select (w) on meshaudit_protected.t to public": (
+        "ways around",
+        "SELECT on a secret column",
+    ),
+    "create function public.spy() returns trigger language plpgsql as 'begin return new; end';"
+    "create trigger spy before update on meshaudit_protected.t for each row execute function public.spy()": (
+        "triggers",
+        "trigger spy on meshaudit_protected.t (function public.spy() of",
+    ),
+    "create function public.nothing() returns trigger language plpgsql as 'begin return null; end';"
+    "create or replace trigger meshaudit_insert instead of insert on public.t for each row"
+    " execute function public.nothing()": ("guards", "trigger meshaudit_insert of the view is missing"),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_status_says_what_an_owner_does(db: Db, owner: psycopg.Connection[Any], change: str) -> None:
+    owner.execute(change.encode())
+    which, what = CHANGES[change]
+    assert what in checks(db)[f"{which} of public.t" if which != "ways around" else "ways around public.t"][1]
+    # no value without an entry, whatever has become of the table
+    for query in ("select v from public.t", "select * from public.t", "select v from public.u"):
+        try:
+            read = owner.execute(query.encode()).fetchall()
+        except psycopg.Error as e:
+            assert "S1" not in str(e)  # noqa: PT017
+        else:
+            count = "select count(distinct secret_id) from meshaudit.audit_logs where operation = 'read'"
+            assert db.su.execute(count).fetchone() == (len(read),)
+    assert db.su.execute("select * from meshaudit.verify()").fetchall() == []
+
+
+def test_a_secret_column_keeps_its_type(owner: psycopg.Connection[Any]) -> None:
+    with pytest.raises(pg.FeatureNotSupported, match="used by a view"):
+        owner.execute("alter table meshaudit_protected.t alter column v type int using 1")
+    with pytest.raises(pg.DependentObjectsStillExist):
+        owner.execute("alter table meshaudit_protected.t drop column v")
+
+
+def test_a_column_that_comes_later_is_not_shown(db: Db, owner: psycopg.Connection[Any]) -> None:
+    owner.execute("alter table meshaudit_protected.t add column w text default 'new'")
+    owner.execute("grant select on public.t to public")
+    for query in ("select w from public.t", "select w from meshaudit_protected.t"):
+        with pytest.raises(psycopg.Error):
+            owner.execute(query.encode())
+    owner.execute("insert into public.t values (3, 'c', 'S3')")
+    owner.execute("select meshaudit.unprotect('public.t')")
+    assert owner.execute("select w, v from public.t where id = 3").fetchone() == ("new", "S3")
+
+
+def test_a_dropped_table_is_forgotten(db: Db, owner: psycopg.Connection[Any]) -> None:
+    oid = db.su.execute("select base::oid from meshaudit_private.protections").fetchone()
+    owner.execute("drop table meshaudit_protected.t cascade")
+    owner.execute(TABLE)
+    assert oid is not None
+    owner.execute(f"select meshaudit.unprotect('{oid[0]}')".encode())
+    assert "guards of public.t" not in checks(db)
+    owner.execute("select meshaudit.protect('public.t', '{v}')")
+    assert checks(db)["guards of public.t"] == (True, "in place")
+
+
+def test_a_table_whose_view_was_dropped_comes_back(db: Db, owner: psycopg.Connection[Any]) -> None:
+    owner.execute("drop view public.t")
+    owner.execute("select meshaudit.unprotect('meshaudit_protected.t')")
+    assert owner.execute("select v from public.t order by id").fetchall() == [("S1",), ("S2",)]
+    left = (
+        "select proname from pg_proc where pronamespace = 'meshaudit_private'::regnamespace and proname ~ '_[0-9]+$'"
+        " union all select relname from pg_class where relname ~ '^values_[0-9]+$'"
+    )
+    assert db.su.execute(left.encode()).fetchall() == []
+
+
+def test_who_reads_all_data_forges_no_write_of_a_table(db: Db, owner: psycopg.Connection[Any]) -> None:
+    reader = db.connect(db.role("reader", "pg_read_all_data"))
+    reader.execute("create temp table t (id int, o text, v text)")
+    reader.execute(
+        "create trigger t after insert on t referencing new table as new_rows"
+        " for each statement execute function meshaudit_private.writes_1()"
+    )
+    with pytest.raises(psycopg.Error) as refused:
+        reader.execute("insert into t values (1, 'a', 'x')")
+    assert refused.value.sqlstate == "MA003"
+
+
+@pytest.mark.parametrize("above", [False, True])
+def test_who_reads_all_data_and_row_security(db: Db, owner: psycopg.Connection[Any], above: bool) -> None:
+    """The values' view can be named with USAGE on every schema, and reads as its owner: only for who is above row security."""
+    role = db.role("reader", "pg_read_all_data", bypassrls=above)
+    owner.execute("alter table meshaudit_protected.t enable row level security")
+    owner.execute(f"create policy p on meshaudit_protected.t for select to {role} using (id = 1)".encode())
+    reader = db.connect(role)
+    for query in (
+        "select c3 from meshaudit_private.values_1",
+        "select v from public.t",
+        "select meshaudit_private.latest_1_3(2, 'x')",
+        "select meshaudit_private.newest_1_3(2, 'x')",
+    ):
+        if above:
+            assert ("S2",) in reader.execute(query.encode()).fetchall()
+        else:
+            with pytest.raises(psycopg.Error, match="pg_read_all_data") as refused:
+                reader.execute(query.encode())
+            assert refused.value.sqlstate == "MA001"
+    assert reader.execute("select id from public.t").fetchall() == [(1,), (2,)][: 2 if above else 1]
+
+
+def test_order_and_comparison_are_as_before(db: Db) -> None:
+    """The reveal's collation is the column's, whatever else it is called with."""
+    db.su.execute(
+        "create table public.t (id text collate \"C\" primary key, v text, w text collate \"C\", x varchar(9));"
+    )
+    collations = (
+        "select array_agg(attcollation::regcollation::text order by attnum) from pg_attribute"
+        " where attrelid = 'public.t'::regclass and attnum > 0"
+    )
+    before = db.su.execute(collations).fetchone()
+    db.su.execute("select meshaudit.protect('public.t', '{v,w,x}')")
+    assert db.su.execute(collations).fetchone() == before
+
+
+def test_what_a_dry_run_says_of_triggers(db: Db, owner: psycopg.Connection[Any]) -> None:
+    owner.execute("select meshaudit.unprotect('public.t')")
+    assert "sees the values" not in str(owner.execute("select meshaudit.protection_plan('public.t', '{v}')").fetchall())
+    other = db.role("other")
+    db.su.execute(
+        "create function public.touch() returns trigger language plpgsql as 'begin return new; end';"
+        f"alter function public.touch() owner to {other};"
+        "create trigger touch before insert on public.t for each row execute function public.touch()"
+    )
+    plan = str(owner.execute("select meshaudit.protection_plan('public.t', '{v}')").fetchall())
+    said = f"trigger touch on public.t (function public.touch() of {other})"
+    assert f"-- sees the values that are written: {said}" in plan
+    owner.execute("select meshaudit.protect('public.t', '{v}')")
+    ok, detail = checks(db)["triggers of public.t"]
+    assert not ok
+    assert "trigger touch on meshaudit_protected.t" in detail
+    db.su.execute(f"alter function public.touch() owner to {owner.info.user}")
+    assert checks(db)["triggers of public.t"][0]
+
+
+def test_an_open_protect_keeps_others_waiting_for_seconds_only(db: Db, owner: psycopg.Connection[Any]) -> None:
+    limits = db.su.execute(
+        "select proname, proconfig from pg_proc where proname in ('begin_protect', 'begin_unprotect')"
+    ).fetchall()
+    assert all("lock_timeout=10s" in config for _, config in limits)
+    assert len(limits) == 2
+
+
+def test_the_inner_schema_is_watched(db: Db, owner: psycopg.Connection[Any]) -> None:
+    assert checks(db)["inner schema"] == (True, "closed")
+    db.su.execute(f"grant usage on schema meshaudit_private to {owner.info.user}")
+    assert owner.info.user in checks(db)["inner schema"][1]
