@@ -57,8 +57,11 @@ comment on table meshaudit_private.journal_keys is 'Keys that records were signe
 create table meshaudit_private.journal_pending (
   access_id uuid primary key,
   lsn pg_lsn not null,
+  xid xid8 not null,
   payload text not null
 );
+-- one transaction may have a million of them, and each run asks which have ended
+create index on meshaudit_private.journal_pending (xid);
 comment on table meshaudit_private.journal_pending is 'Records that wait for the end of their transaction.';
 
 -- what has been sealed of late, against replays: a row for each run that made entries

@@ -30,6 +30,25 @@ return pg_catalog.encode(pg_catalog.set_byte(pg_catalog.set_byte(pg_catalog.subs
   6, pg_catalog.get_byte(p_digest, 6) & 15 | 128), 8, pg_catalog.get_byte(p_digest, 8) & 63 | 128), 'hex')::pg_catalog.uuid;
 comment on function meshaudit_private.digest_id(bytea) is 'An access_id made of a digest.';
 
+-- Of the transactions that records wait for, those that are over. Looks at each transaction once, not at each record: who
+-- keeps one open after a million accesses makes no run of the sealer any longer.
+create function meshaudit_private.ended_transactions() returns xid8[]
+language sql volatile set search_path = ''
+as $$
+  with recursive waited as (
+    select pg_catalog.min(p.xid) as xid from (
+      select p.xid from meshaudit_private.journal_pending p order by p.xid limit 1) p
+    union all
+    select (select p.xid from meshaudit_private.journal_pending p where p.xid > w.xid order by p.xid limit 1)
+    from waited w where w.xid is not null
+  )
+  select array(
+    select w.xid from waited w
+    where case when w.xid is null or w.xid >= pg_catalog.pg_snapshot_xmax(pg_catalog.pg_current_snapshot()) then false
+      else pg_catalog.pg_xact_status(w.xid) is distinct from 'in progress' end)
+$$;
+comment on function meshaudit_private.ended_transactions() is 'The transactions that records wait for and that are over.';
+
 -- Genuine records among messages, those that waited first, with the state of their transactions; and how many messages
 -- were none, or were old ones sent again. A denial stands whatever its transaction does.
 --
@@ -69,7 +88,9 @@ as $$
     from (
       select p.lsn, null::pg_catalog.int4 as key_id, null::pg_catalog.bytea as mac, p.access_id, true as genuine,
         true as waited, p.payload::meshaudit_private.journal_record as r
-      from (select p.* from meshaudit_private.journal_pending p order by p.lsn) p
+      from (
+        select p.* from meshaudit_private.journal_pending p
+        where p.xid = any (meshaudit_private.ended_transactions()) order by p.lsn) p
       union all
       select c.lsn, c.key_id, c.mac, null, c.genuine, false,
         case when c.genuine then pg_catalog.convert_from(c.body, 'UTF8')::meshaudit_private.journal_record end
@@ -176,6 +197,12 @@ declare
   v_entries meshaudit_private.ledger[];
   v_once meshaudit_private.ledger[];
 begin
+  -- somebody with REPLICATION may have moved it between begin_seal() and the look at it
+  if not (select meshaudit_private.slot_works(j.slot_name, p.sealed_lsn)
+      from meshaudit_private.journal j, meshaudit_private.journal_progress p) then
+    raise exception 'the journal''s slot was moved while it was read' using errcode = 'MA002',
+      hint = 'Run select meshaudit.arm_journal(): it records the gap and makes a new slot.';
+  end if;
   select (o.items).*, o.forged, o.garbage, o.replayed into i.lsns, i.access_ids, i.fresh, i.statuses, i.records, i.batches,
       i.seen_from, v_forged, v_garbage, v_replayed
     from (
@@ -187,8 +214,8 @@ begin
     using unnest(i.access_ids, i.statuses) d (access_id, status)
     where p.access_id = d.access_id and d.status <> 'in progress';
   if 'in progress' = any (i.statuses) then
-    insert into meshaudit_private.journal_pending (access_id, lsn, payload)
-      select s.access_id, s.lsn, n.r::pg_catalog.text
+    insert into meshaudit_private.journal_pending (access_id, lsn, xid, payload)
+      select s.access_id, s.lsn, (n.r).xid, n.r::pg_catalog.text
       from unnest(i.lsns, i.access_ids, i.statuses) with ordinality s (lsn, access_id, status, i)
       join (select r as r, pg_catalog.row_number() over () as i from unnest(i.records) r) n on n.i = s.i
       where s.status = 'in progress'

@@ -46,20 +46,23 @@ begin atomic
   where s.confirmed_flush_lsn < b.sealed_lsn;
 
   with place as materialized (
-    select b.slot_name, b.sealed_lsn, pg_catalog.pg_current_wal_flush_lsn() as flushed
+    -- A run looks at a gigabyte of the log at most: what it is shown, foreign messages too, is on disk meanwhile.
+    select b.slot_name, b.sealed_lsn, pg_catalog.pg_current_wal_flush_lsn() as flushed,
+      least(pg_catalog.pg_current_wal_flush_lsn(), b.sealed_lsn + 1073741824) as upto
     from meshaudit_private.begin_seal() b
   ), peeked as materialized (
-    select c.lsn, c.data from place p,
-      lateral pg_catalog.pg_logical_slot_peek_binary_changes(p.slot_name::name, p.flushed, p_limit,
-        'proto_version', '1', 'publication_names', 'meshaudit_journal', 'messages', 'true') c
-  ), ours as (
     -- M, flags (1 byte), LSN (8), "meshaudit" and a zero byte, length (4), content. We never send one that is
     -- transactional (flags 1) or longer than 4 MiB: their content does not matter, and there may be much of it.
-    select c.lsn, case when pg_catalog.get_byte(c.data, 1) = 0 and pg_catalog.octet_length(c.data) <= 4194304
-      then pg_catalog.substr(c.data, 25) else '' end as content
-    from peeked c
-    where pg_catalog.get_byte(c.data, 0) = 77 and c.lsn > (select p.sealed_lsn from place p)
-      and pg_catalog.substr(c.data, 11, 10) = pg_catalog.decode('6d657368617564697400', 'hex')
+    select c.lsn, m.ours, case when m.ours then
+        case when pg_catalog.get_byte(c.data, 1) = 0 and pg_catalog.octet_length(c.data) <= 4194304
+          then pg_catalog.substr(c.data, 25) else '' end end as content
+    from place p,
+      lateral pg_catalog.pg_logical_slot_peek_binary_changes(p.slot_name::name, p.upto, p_limit,
+        'proto_version', '1', 'publication_names', 'meshaudit_journal', 'messages', 'true') c,
+      lateral (select pg_catalog.get_byte(c.data, 0) = 77 and c.lsn > p.sealed_lsn
+        and pg_catalog.substr(c.data, 11, 10) = pg_catalog.decode('6d657368617564697400', 'hex') as ours) m
+  ), ours as (
+    select c.lsn, c.content from peeked c where c.ours
   ), sized as materialized (
     select o.lsn, o.content, pg_catalog.sum(pg_catalog.octet_length(o.content)) over (order by o.lsn) as total from ours o
   ), fitting as (
@@ -69,9 +72,9 @@ begin atomic
       case
         when (select pg_catalog.count(*) from fitting) < (select pg_catalog.count(*) from sized) then (select max(f.lsn) from fitting f)
         when pg_catalog.count(*) >= p_limit then max(c.lsn)
-        else greatest(max(c.lsn), (select p.flushed from place p))
+        else greatest(max(c.lsn), (select p.upto from place p))
       end as lsn,
-      pg_catalog.count(*) < p_limit and (select pg_catalog.count(*) from fitting) = (select pg_catalog.count(*) from sized) as all_read
+      pg_catalog.count(*) < p_limit and (select p.upto = p.flushed from place p) and (select pg_catalog.count(*) from fitting) = (select pg_catalog.count(*) from sized) as all_read
     from peeked c
   )
   select coalesce((

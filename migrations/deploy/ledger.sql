@@ -332,8 +332,11 @@ comment on table meshaudit_private.journal_keys is 'Keys that records were signe
 create table meshaudit_private.journal_pending (
   access_id uuid primary key,
   lsn pg_lsn not null,
+  xid xid8 not null,
   payload text not null
 );
+-- one transaction may have a million of them, and each run asks which have ended
+create index on meshaudit_private.journal_pending (xid);
 comment on table meshaudit_private.journal_pending is 'Records that wait for the end of their transaction.';
 
 -- what has been sealed of late, against replays: a row for each run that made entries
@@ -3436,6 +3439,25 @@ return pg_catalog.encode(pg_catalog.set_byte(pg_catalog.set_byte(pg_catalog.subs
   6, pg_catalog.get_byte(p_digest, 6) & 15 | 128), 8, pg_catalog.get_byte(p_digest, 8) & 63 | 128), 'hex')::pg_catalog.uuid;
 comment on function meshaudit_private.digest_id(bytea) is 'An access_id made of a digest.';
 
+-- Of the transactions that records wait for, those that are over. Looks at each transaction once, not at each record: who
+-- keeps one open after a million accesses makes no run of the sealer any longer.
+create function meshaudit_private.ended_transactions() returns xid8[]
+language sql volatile set search_path = ''
+as $$
+  with recursive waited as (
+    select pg_catalog.min(p.xid) as xid from (
+      select p.xid from meshaudit_private.journal_pending p order by p.xid limit 1) p
+    union all
+    select (select p.xid from meshaudit_private.journal_pending p where p.xid > w.xid order by p.xid limit 1)
+    from waited w where w.xid is not null
+  )
+  select array(
+    select w.xid from waited w
+    where case when w.xid is null or w.xid >= pg_catalog.pg_snapshot_xmax(pg_catalog.pg_current_snapshot()) then false
+      else pg_catalog.pg_xact_status(w.xid) is distinct from 'in progress' end)
+$$;
+comment on function meshaudit_private.ended_transactions() is 'The transactions that records wait for and that are over.';
+
 -- Genuine records among messages, those that waited first, with the state of their transactions; and how many messages
 -- were none, or were old ones sent again. A denial stands whatever its transaction does.
 --
@@ -3475,7 +3497,9 @@ as $$
     from (
       select p.lsn, null::pg_catalog.int4 as key_id, null::pg_catalog.bytea as mac, p.access_id, true as genuine,
         true as waited, p.payload::meshaudit_private.journal_record as r
-      from (select p.* from meshaudit_private.journal_pending p order by p.lsn) p
+      from (
+        select p.* from meshaudit_private.journal_pending p
+        where p.xid = any (meshaudit_private.ended_transactions()) order by p.lsn) p
       union all
       select c.lsn, c.key_id, c.mac, null, c.genuine, false,
         case when c.genuine then pg_catalog.convert_from(c.body, 'UTF8')::meshaudit_private.journal_record end
@@ -3582,6 +3606,12 @@ declare
   v_entries meshaudit_private.ledger[];
   v_once meshaudit_private.ledger[];
 begin
+  -- somebody with REPLICATION may have moved it between begin_seal() and the look at it
+  if not (select meshaudit_private.slot_works(j.slot_name, p.sealed_lsn)
+      from meshaudit_private.journal j, meshaudit_private.journal_progress p) then
+    raise exception 'the journal''s slot was moved while it was read' using errcode = 'MA002',
+      hint = 'Run select meshaudit.arm_journal(): it records the gap and makes a new slot.';
+  end if;
   select (o.items).*, o.forged, o.garbage, o.replayed into i.lsns, i.access_ids, i.fresh, i.statuses, i.records, i.batches,
       i.seen_from, v_forged, v_garbage, v_replayed
     from (
@@ -3593,8 +3623,8 @@ begin
     using unnest(i.access_ids, i.statuses) d (access_id, status)
     where p.access_id = d.access_id and d.status <> 'in progress';
   if 'in progress' = any (i.statuses) then
-    insert into meshaudit_private.journal_pending (access_id, lsn, payload)
-      select s.access_id, s.lsn, n.r::pg_catalog.text
+    insert into meshaudit_private.journal_pending (access_id, lsn, xid, payload)
+      select s.access_id, s.lsn, (n.r).xid, n.r::pg_catalog.text
       from unnest(i.lsns, i.access_ids, i.statuses) with ordinality s (lsn, access_id, status, i)
       join (select r as r, pg_catalog.row_number() over () as i from unnest(i.records) r) n on n.i = s.i
       where s.status = 'in progress'
@@ -3703,20 +3733,23 @@ begin atomic
   where s.confirmed_flush_lsn < b.sealed_lsn;
 
   with place as materialized (
-    select b.slot_name, b.sealed_lsn, pg_catalog.pg_current_wal_flush_lsn() as flushed
+    -- A run looks at a gigabyte of the log at most: what it is shown, foreign messages too, is on disk meanwhile.
+    select b.slot_name, b.sealed_lsn, pg_catalog.pg_current_wal_flush_lsn() as flushed,
+      least(pg_catalog.pg_current_wal_flush_lsn(), b.sealed_lsn + 1073741824) as upto
     from meshaudit_private.begin_seal() b
   ), peeked as materialized (
-    select c.lsn, c.data from place p,
-      lateral pg_catalog.pg_logical_slot_peek_binary_changes(p.slot_name::name, p.flushed, p_limit,
-        'proto_version', '1', 'publication_names', 'meshaudit_journal', 'messages', 'true') c
-  ), ours as (
     -- M, flags (1 byte), LSN (8), "meshaudit" and a zero byte, length (4), content. We never send one that is
     -- transactional (flags 1) or longer than 4 MiB: their content does not matter, and there may be much of it.
-    select c.lsn, case when pg_catalog.get_byte(c.data, 1) = 0 and pg_catalog.octet_length(c.data) <= 4194304
-      then pg_catalog.substr(c.data, 25) else '' end as content
-    from peeked c
-    where pg_catalog.get_byte(c.data, 0) = 77 and c.lsn > (select p.sealed_lsn from place p)
-      and pg_catalog.substr(c.data, 11, 10) = pg_catalog.decode('6d657368617564697400', 'hex')
+    select c.lsn, m.ours, case when m.ours then
+        case when pg_catalog.get_byte(c.data, 1) = 0 and pg_catalog.octet_length(c.data) <= 4194304
+          then pg_catalog.substr(c.data, 25) else '' end end as content
+    from place p,
+      lateral pg_catalog.pg_logical_slot_peek_binary_changes(p.slot_name::name, p.upto, p_limit,
+        'proto_version', '1', 'publication_names', 'meshaudit_journal', 'messages', 'true') c,
+      lateral (select pg_catalog.get_byte(c.data, 0) = 77 and c.lsn > p.sealed_lsn
+        and pg_catalog.substr(c.data, 11, 10) = pg_catalog.decode('6d657368617564697400', 'hex') as ours) m
+  ), ours as (
+    select c.lsn, c.content from peeked c where c.ours
   ), sized as materialized (
     select o.lsn, o.content, pg_catalog.sum(pg_catalog.octet_length(o.content)) over (order by o.lsn) as total from ours o
   ), fitting as (
@@ -3726,9 +3759,9 @@ begin atomic
       case
         when (select pg_catalog.count(*) from fitting) < (select pg_catalog.count(*) from sized) then (select max(f.lsn) from fitting f)
         when pg_catalog.count(*) >= p_limit then max(c.lsn)
-        else greatest(max(c.lsn), (select p.flushed from place p))
+        else greatest(max(c.lsn), (select p.upto from place p))
       end as lsn,
-      pg_catalog.count(*) < p_limit and (select pg_catalog.count(*) from fitting) = (select pg_catalog.count(*) from sized) as all_read
+      pg_catalog.count(*) < p_limit and (select p.upto = p.flushed from place p) and (select pg_catalog.count(*) from fitting) = (select pg_catalog.count(*) from sized) as all_read
     from peeked c
   )
   select coalesce((
