@@ -77,21 +77,27 @@ as $$
   select pg_catalog.format(
     'create function meshaudit_private.%1$I(%2$s) returns %3$s language plpgsql stable parallel unsafe security definer cost 100000 set search_path = ''''%4$s as %5$L; grant execute on function meshaudit_private.%1$I(%2$s) to public; comment on function meshaudit_private.%1$I(%2$s) is %6$L',
     'reveal_' || p.protection_id || '_' || a.attnum,
-    -- value, key, scope, version, role
-    pg_catalog.format('%s, %s, %s, pg_catalog.bytea, pg_catalog.name', t.name, k.types,
+    -- value, key, scope, xmin, ctid, role
+    pg_catalog.format('%s, %s, %s, pg_catalog.xid, pg_catalog.tid, pg_catalog.name', t.name, k.types,
       coalesce(meshaudit_private.type_name(p.base, p.scope_column), 'pg_catalog.text')),
     t.name, meshaudit_private.text_settings(p.base, p.key_columns || p.scope_column),
     pg_catalog.format($body$
+declare
+  v_id constant pg_catalog.text := %3$s;
+  v_mark pg_catalog.text;
 begin
   if $%1$s is null then
     raise exception 'a protected row is gone' using errcode = '40001', hint = 'Try again.';
   end if;
-  perform meshaudit_private.record_reveal(%2$L, %3$s, $%1$s, %4$s, $%5$s, %6$L);
+  select meshaudit_private.reveal_mark(k.key, %2$L, v_id, $%7$s, $%1$s) into v_mark from meshaudit_private.reveal_key k;
+  if pg_catalog.current_setting('meshaudit.revealed', true) is distinct from v_mark then
+    perform meshaudit_private.record_reveal(%2$L, v_id, v_mark, %4$s, $%5$s, %6$L);
+  end if;
   return $1;
 end
-$body$, k.count + 3, pg_catalog.format('%I.%I', p.schema_name, p.table_name),
+$body$, k.count + 4, pg_catalog.format('%I.%I', p.schema_name, p.table_name),
       meshaudit_private.id_expression(p.base, p.key_columns, '$%3$s'), meshaudit_private.scope_expression(p.base, p.scope_column, '$' || k.count + 2),
-      k.count + 4, p.mode = 'journal'),
+      k.count + 5, p.mode = 'journal', k.count + 3),
     'Reveals a secret column of a protected row, and records it.')
   from pg_catalog.pg_attribute a,
     lateral (select meshaudit_private.type_name(p.base, a.attname) as name) t,
@@ -109,7 +115,7 @@ create function meshaudit_private.values_view(p meshaudit_private.protections) r
 language sql stable set search_path = ''
 as $$
   select pg_catalog.format(
-    'create view meshaudit_private.%1$I as select b.ctid as at, pg_catalog.xidsend(b.xmin) operator(pg_catalog.||) pg_catalog.tidsend(b.ctid) as version, %2$s as scope, %3$s, %4$s from meshaudit_protected.%5$I b where (select meshaudit_private.%6$I()); grant select on meshaudit_private.%1$I to public; comment on view meshaudit_private.%1$I is %7$L',
+    'create view meshaudit_private.%1$I as select b.ctid as at, b.xmin as since, %2$s as scope, %3$s, %4$s from meshaudit_protected.%5$I b where (select meshaudit_private.%6$I()); grant select on meshaudit_private.%1$I to public; comment on view meshaudit_private.%1$I is %7$L',
     'values_' || p.protection_id,
     case when p.scope_column is null then 'null::pg_catalog.text' else pg_catalog.format('b.%I', p.scope_column) end,
     (select pg_catalog.string_agg(pg_catalog.format('b.%I as k%s', k, i), ', ' order by i) from unnest(p.key_columns) with ordinality u (k, i)),
@@ -144,7 +150,7 @@ create function meshaudit_private.revealed(p meshaudit_private.protections, p_at
 language sql stable set search_path = ''
 as $$
   select pg_catalog.format(
-    '(select case when v.at is null then meshaudit_private.latest_%1$s_%2$s(%3$s, current_user) else meshaudit_private.reveal_%1$s_%2$s(v.c%2$s, %3$s, v.scope, v.version, current_user) end from (select) one left join meshaudit_private.values_%1$s v on v.at operator(pg_catalog.=) b.ctid and %4$s)',
+    '(select case when v.at is null then meshaudit_private.latest_%1$s_%2$s(%3$s, current_user) else meshaudit_private.reveal_%1$s_%2$s(v.c%2$s, %3$s, v.scope, v.since, v.at, current_user) end from (select) one left join meshaudit_private.values_%1$s v on v.at operator(pg_catalog.=) b.ctid and %4$s)',
     p.protection_id, p_attnum,
     (select pg_catalog.string_agg(pg_catalog.format('b.%I', k), ', ' order by i) from unnest(p.key_columns) with ordinality u (k, i)),
     meshaudit_private.key_condition(p.base, 'v.k%2$s', 'b.%1$I'))
@@ -160,7 +166,7 @@ as $$
     f.prefix || p.protection_id || '_' || a.attnum, k.types, meshaudit_private.type_name(p.base, a.attname), f.volatility,
     case f.prefix
       when 'latest_' then pg_catalog.format('meshaudit_private.newest_%s_%s(%s, $%s)', p.protection_id, a.attnum, k.arguments, k.count + 1)
-      else pg_catalog.format('(select meshaudit_private.reveal_%1$s_%2$s(v.c%2$s, %3$s, v.scope, v.version, $%4$s) from (select) one left join meshaudit_private.values_%1$s v on %5$s)',
+      else pg_catalog.format('(select meshaudit_private.reveal_%1$s_%2$s(v.c%2$s, %3$s, v.scope, v.since, v.at, $%4$s) from (select) one left join meshaudit_private.values_%1$s v on %5$s)',
         p.protection_id, a.attnum, k.arguments, k.count + 1, meshaudit_private.key_condition(p.base, 'v.k%2$s', '$%2$s')) end,
     'Reveals a secret column of the newest version of a protected row, and records it.')
   from pg_catalog.pg_attribute a,
@@ -183,6 +189,8 @@ as $$
 declare
   v_ids pg_catalog.text[];
   v_scopes pg_catalog.text[];
+  v_old_ids pg_catalog.text[];
+  v_old_scopes pg_catalog.text[];
 begin
   if tg_table_schema <> 'meshaudit_protected' or tg_table_name <> all (%7$L::pg_catalog.name[]) then
     -- somebody who can name this function has put it on a table of his own
@@ -192,9 +200,13 @@ begin
     select pg_catalog.array_agg(%1$s), pg_catalog.array_agg(%2$s) into v_ids, v_scopes from new_rows;
     perform meshaudit_private.record_writes('create', v_ids, %5$L, v_scopes, %6$L);
   elsif tg_op = 'UPDATE' then
-    -- both, where the key or the scope has changed
-    select pg_catalog.array_agg(u.id), pg_catalog.array_agg(u.scope) into v_ids, v_scopes from (
-      select %3$s, %4$s from old_rows union select %1$s, %2$s from new_rows) u (id, scope);
+    select pg_catalog.array_agg(%1$s), pg_catalog.array_agg(%2$s) into v_ids, v_scopes from new_rows;
+    select pg_catalog.array_agg(%3$s), pg_catalog.array_agg(%4$s) into v_old_ids, v_old_scopes from old_rows;
+    if v_ids is distinct from v_old_ids or v_scopes is distinct from v_old_scopes then
+      -- both, where the key or the scope has changed
+      select pg_catalog.array_agg(u.id), pg_catalog.array_agg(u.scope) into v_ids, v_scopes from (
+        select * from unnest(v_old_ids, v_old_scopes) union select * from unnest(v_ids, v_scopes)) u (id, scope);
+    end if;
     perform meshaudit_private.record_writes('update', v_ids, %5$L, v_scopes, %6$L);
   elsif tg_op = 'DELETE' then
     select pg_catalog.array_agg(%3$s), pg_catalog.array_agg(%4$s) into v_ids, v_scopes from old_rows;
