@@ -30,6 +30,7 @@ from tests.migration_support import (
     write_entry,
 )
 from tests.support import Db
+from tests.test_supabase import VAULT
 
 
 def test_yoyo_equals_sql(any_empty_db: Db, template: Templates) -> None:
@@ -168,5 +169,43 @@ def test_down_as_a_role_reached_by_set_role(template: Templates) -> None:
         person = db.role("person", "supabase_admin_like")
         db.pg.run(f"alter role {person} set role = supabase_admin_like")
         assert migrate.down(db.dsn(person)) == known()[::-1]
+    finally:
+        db.drop()
+
+
+def test_down_refuses_while_tables_are_protected(any_empty_db: Db) -> None:
+    before = dump(any_empty_db)
+    migrate.migrate(any_empty_db.dsn())
+    conn = any_empty_db.connect()
+    conn.execute("create schema mine; create table mine.t (id int primary key, v text)")
+    conn.execute("insert into mine.t values (1, 'S1')")
+    conn.execute("select meshaudit.protect('mine.t', '{v}')")
+    with pytest.raises(MeshauditError, match=r"still protected: mine\.t"):
+        migrate.down(any_empty_db.dsn(), destroy_audit_log=True)
+    assert conn.execute("select v from mine.t").fetchall() == [("S1",)]
+    conn.execute("select meshaudit.unprotect('mine.t')")
+    # what somebody has put beside the protected tables is not ours to drop
+    any_empty_db.su.execute("create table meshaudit_protected.theirs ()")
+    with pytest.raises(MeshauditError, match="holds tables that are not ours: theirs"):
+        migrate.down(any_empty_db.dsn(), destroy_audit_log=True)
+    any_empty_db.su.execute("drop table meshaudit_protected.theirs")
+    migrate.down(any_empty_db.dsn(), destroy_audit_log=True)
+    assert conn.execute("select v from mine.t").fetchall() == [("S1",)]
+    conn.execute("drop schema mine cascade")
+    assert_same(dump(any_empty_db), before)
+
+
+def test_down_closes_the_path_to_supabases_vault(template: Templates) -> None:
+    db = template.clone_empty("supabase_new")
+    try:
+        db.su.execute(VAULT.encode())
+        before = dump(db)
+        migrate.migrate(db.dsn())
+        db.connect().execute("select meshaudit.open_supabase_vault()")
+        migrate.down(db.dsn(), destroy_audit_log=True)
+        assert_same(dump(db), before)
+        left = "select rolname from pg_roles where rolname = 'meshaudit_owner' and not exists (select from pg_database where datname ~ 'template_supabase')"
+        assert db.su.execute(left).fetchall() == []
+        assert migrate.migrate(db.dsn()) == known()
     finally:
         db.drop()
