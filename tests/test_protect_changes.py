@@ -1,11 +1,14 @@
 """What a table's owner, and who reads all data, do to a protected table afterwards: status says it, and values stay in."""
 
+import subprocess
+import threading
 from typing import Any
 
 import psycopg
 import pytest
 from psycopg import errors as pg
 
+from tests import servers
 from tests.support import Db
 
 TABLE = """
@@ -191,3 +194,91 @@ def test_the_inner_schema_is_watched(db: Db, owner: psycopg.Connection[Any]) -> 
     assert checks(db)["inner schema"] == (True, "closed")
     db.su.execute(f"grant usage on schema meshaudit_private to {owner.info.user}")
     assert owner.info.user in checks(db)["inner schema"][1]
+
+
+def test_a_restored_dump_is_protected_too(db: Db, owner: psycopg.Connection[Any], template: Any) -> None:
+    """With other oids, in another database of the server; by a superuser."""
+    other = template.clone_empty("superuser")
+    try:
+        dump = subprocess.run(
+            [servers.client("pg_dump"), "-d", db.dsn(db.pg.superuser)], capture_output=True, check=True
+        )
+        psql = [servers.client("psql"), "-X", "-q", "-v", "ON_ERROR_STOP=1", "-d", other.dsn(db.pg.superuser)]
+        subprocess.run(psql, input=dump.stdout, capture_output=True, check=True)
+        conn = other.connect(owner.info.user)
+        assert conn.execute("select v from public.t order by id").fetchall() == [("S1",), ("S2",)]
+        conn.execute("update public.t set v = 'S3' where id = 1")
+        rows = other.su.execute("select operation, secret_id from meshaudit.audit_logs where secret_table = 'public.t' order by id")
+        assert rows.fetchall() == [("read", "1"), ("read", "2"), ("read", "1"), ("update", "1")]
+        assert checks(other)["guards of public.t"] == (True, "in place")
+        conn.execute("select meshaudit.unprotect('public.t')")
+        assert conn.execute("select v from public.t order by id").fetchall() == [("S3",), ("S2",)]
+    finally:
+        other.drop()
+
+
+def test_a_dump_by_the_owner_needs_more_than_owning(db: Db, owner: psycopg.Connection[Any]) -> None:
+    dump = [servers.client("pg_dump"), "-n", "meshaudit_protected", "-d", db.dsn(owner.info.user)]
+    done = subprocess.run(dump, capture_output=True, text=True, check=False)
+    assert "permission denied for table t" in done.stderr
+    assert "S1" not in done.stdout
+
+
+def test_protecting_and_taking_out_under_load(db: Db, owner: psycopg.Connection[Any]) -> None:
+    """Readers and writers meet the table or its view, never neither; two who protect at once do it once."""
+    stop, troubles, reads = threading.Event(), [], [0, 0]
+    user = db.role("app")
+    owner.execute(f"select meshaudit.unprotect('t'); grant select, update on t to {user}".encode())
+
+    def work(n: int) -> None:
+        conn = db.connect(user)
+        while not stop.is_set():
+            try:
+                if n:
+                    conn.execute("update public.t set o = o where id = %s", [n])
+                else:
+                    assert len(conn.execute("select v from public.t").fetchall()) == 2
+                reads[n % 2] += 1
+            except (pg.SerializationFailure, pg.DeadlockDetected):
+                pass
+            except Exception as e:  # noqa: BLE001
+                troubles.append(repr(e))
+                return
+
+    threads = [threading.Thread(target=work, args=(n,)) for n in (0, 0, 1, 2)]
+    for thread in threads:
+        thread.start()
+    second = db.connect(owner.info.user)
+    done: list[str] = []
+    for _ in range(4):
+
+        def protect(conn: psycopg.Connection[Any]) -> None:
+            try:
+                conn.execute("select meshaudit.protect('public.t', '{v}')")
+                done.append("done")
+            except psycopg.Error as e:
+                done.append(str(e.sqlstate))
+
+        both = [threading.Thread(target=protect, args=(c,)) for c in (owner, second)]
+        for thread in both:
+            thread.start()
+        for thread in both:
+            thread.join()
+        owner.execute("select meshaudit.unprotect('public.t')")
+    stop.set()
+    for thread in threads:
+        thread.join()
+    assert troubles == []
+    assert sorted(done) == ["MA005"] * 4 + ["done"] * 4
+    assert min(reads) > 0
+    assert db.su.execute("select * from meshaudit.verify()").fetchall() == []
+
+
+def test_a_cursor_that_is_held_over_its_commit(db: Db, owner: psycopg.Connection[Any]) -> None:
+    owner.execute("begin")
+    owner.execute("declare c scroll cursor with hold for select v from public.t")
+    owner.execute("commit")
+    assert owner.execute("fetch backward all from c").fetchall() == []
+    assert len(owner.execute("fetch all from c").fetchall()) == 2
+    rows = db.su.execute("select secret_id from meshaudit.audit_logs where secret_table = 'public.t' order by id")
+    assert rows.fetchall() == [("1",), ("2",)]
