@@ -69,6 +69,13 @@ begin
   detail := coalesce('can read secrets without an entry (superusers, or BYPASSRLS with pg_read_all_data): ' || v_list, 'none');
   return next;
 
+  "check" := 'lanes';
+  v_count := pg_catalog.pg_stat_get_dead_tuples('meshaudit_private.lane_heads'::pg_catalog.regclass);
+  ok := v_count < 100000;
+  detail := pg_catalog.format('%s dead rows (bound: 100000)', v_count)
+    || case when ok then '' else '; a transaction that stays open keeps them, and accesses walk over them: see pg_stat_activity.backend_xmin and pg_prepared_xacts' end;
+  return next;
+
   return query select * from meshaudit_private.journal_status();
   return query select * from meshaudit_private.protection_status();
   return query select * from meshaudit_private.supabase_vault_status();

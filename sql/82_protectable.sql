@@ -139,6 +139,17 @@ begin
     perform meshaudit_private.refuse_protection(p_name, pg_catalog.format('a publication streams its values: %s', v_what),
       'Take the table, or at least its secret columns, out of the publication.');
   end if;
+  -- a policy reads as who queries its table, who may no longer read the values
+  select pg_catalog.string_agg(distinct pg_catalog.format('%s on %s', o.polname, o.polrelid::pg_catalog.regclass), ', ') into v_what
+    from pg_catalog.pg_depend d
+    join pg_catalog.pg_policy o on o.oid = d.objid and o.polrelid <> p_target
+    join pg_catalog.pg_attribute a on a.attrelid = d.refobjid and a.attnum = d.refobjsubid
+    where d.classid = 'pg_catalog.pg_policy'::pg_catalog.regclass and d.refclassid = 'pg_catalog.pg_class'::pg_catalog.regclass
+      and d.refobjid in (select r from meshaudit_private.relations_of(p_target) r) and a.attname = any (p_secrets);
+  if v_what is not null then
+    perform meshaudit_private.refuse_protection(p_name, pg_catalog.format('policies of other tables read its secret columns: %s', v_what),
+      'Have them call a function that is not in standard SQL, or drop them, protect, and make them again on the protected name.');
+  end if;
   select pg_catalog.string_agg(p.polname, ', ') into v_what from pg_catalog.pg_policy p
     where p.polrelid = p_target and not p.polpermissive and 0::pg_catalog.oid = any (p.polroles) and p.polcmd in ('r', '*');
   if v_what is not null then

@@ -71,11 +71,15 @@ def test_written_where_sealing_ended(journal: Journal, offset: int, entries: int
     payload = read_only_record(journal)
     journal.seal()
     sealed = "select (sealed_lsn + %s::numeric)::text, (sealed_lsn + 100)::text, (sealed_lsn + 200)::text"
-    at, lsn, upto = journal.db.su.execute(f"{sealed} from meshaudit_private.journal_progress", [offset]).fetchall()[0]
+    at, lsn, upto = journal.db.su.execute(
+        f"{sealed} from meshaudit_private.journal_progress", [offset]
+    ).fetchall()[0]
     journal.start = journal.last_id()
     record = signed(journal, written(payload, at))
     assert seal_messages(journal, lsn, record, upto) == entries
-    later = "select (sealed_lsn + 100)::text, (sealed_lsn + 200)::text from meshaudit_private.journal_progress"
+    later = (
+        "select (sealed_lsn + 100)::text, (sealed_lsn + 200)::text from meshaudit_private.journal_progress"
+    )
     lsn, upto = journal.db.su.execute(later).fetchall()[0]
     assert seal_messages(journal, lsn, record, upto) == 0
     assert journal.outcomes() == ["granted"]
@@ -153,7 +157,21 @@ def test_truncated_at_each_byte_and_other_versions(journal: Journal) -> None:
     assert (forged, garbage, replayed) == (len(record) - 40 + 2, 40 + 7, 0)
 
 
-HARD = ("", '"', "\\", '",(),"', "a\nb\tc", "{x,NULL,\"y\"}", "NULL", "ünï 🔑", "\x7f\x01", "'" * 40, "(", ")", ",")
+HARD = (
+    "",
+    '"',
+    "\\",
+    '",(),"',
+    "a\nb\tc",
+    '{x,NULL,"y"}',
+    "NULL",
+    "ünï 🔑",
+    "\x7f\x01",
+    "'" * 40,
+    "(",
+    ")",
+    ",",
+)
 
 
 def test_whatever_a_session_says_of_itself_is_read_back(journal: Journal) -> None:
@@ -166,7 +184,8 @@ def test_whatever_a_session_says_of_itself_is_read_back(journal: Journal) -> Non
         client.execute("rollback")
     assert journal.seal() == len(HARD)
     rows = journal.db.su.execute(
-        "select claimed_identity from meshaudit.audit_logs where id > %s order by \"timestamp\"", [journal.start]
+        'select claimed_identity from meshaudit.audit_logs where id > %s order by "timestamp"',
+        [journal.start],
     )
     assert [r[0] for r in rows] == [t or None for t in HARD]
     assert journal.outcomes() == ["granted"] * len(HARD)

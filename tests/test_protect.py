@@ -427,6 +427,8 @@ REFUSALS = {
     "it is not a table": "create view r as select 1 as id, 'x'::text as v",
     "it has no column": "create table r (id int primary key, other text)",
     "it is a partition": "create table rp (id int primary key, v text) partition by list (id); create table r partition of rp default",
+    "policies of other tables": "create table r (id int primary key, v text); create table rp (v text);"
+    " create policy p on rp using (exists (select from r where r.v = rp.v))",
     "is generated from": "create table r (id int primary key, v text, g text generated always as (v || 'x') stored)",
     "only a part of its other": "create table r (id int primary key, v text, o text); grant select (id) on r to {role}",
     "in the primary key": "create table r (id int, v text, primary key (id, v))",

@@ -9,7 +9,7 @@ import pytest
 from psycopg import errors as pg
 
 from tests import servers
-from tests.support import Db
+from tests.support import Db, wait_until
 
 TABLE = """
 create table public.t (id int primary key, o text, v text);
@@ -36,7 +36,10 @@ def owner(db: Db) -> psycopg.Connection[Any]:
 CHANGES = {
     "alter table meshaudit_protected.t rename column v to w": ("guards", "column v has been renamed"),
     "alter table meshaudit_protected.t rename column id to key": ("guards", "column id has been renamed"),
-    "alter table meshaudit_protected.t drop column v cascade": ("guards", "column v has been renamed or dropped"),
+    "alter table meshaudit_protected.t drop column v cascade": (
+        "guards",
+        "column v has been renamed or dropped",
+    ),
     "drop view public.t": ("guards", "the view is gone"),
     "drop table meshaudit_protected.t cascade": ("guards", "the table has been dropped"),
     "alter view public.t rename to u": ("guards", "in place"),
@@ -151,7 +154,7 @@ def test_who_reads_all_data_and_row_security(db: Db, owner: psycopg.Connection[A
 def test_order_and_comparison_are_as_before(db: Db) -> None:
     """The reveal's collation is the column's, whatever else it is called with."""
     db.su.execute(
-        "create table public.t (id text collate \"C\" primary key, v text, w text collate \"C\", x varchar(9));"
+        'create table public.t (id text collate "C" primary key, v text, w text collate "C", x varchar(9));'
     )
     collations = (
         "select array_agg(attcollation::regcollation::text order by attnum) from pg_attribute"
@@ -164,7 +167,9 @@ def test_order_and_comparison_are_as_before(db: Db) -> None:
 
 def test_what_a_dry_run_says_of_triggers(db: Db, owner: psycopg.Connection[Any]) -> None:
     owner.execute("select meshaudit.unprotect('public.t')")
-    assert "sees the values" not in str(owner.execute("select meshaudit.protection_plan('public.t', '{v}')").fetchall())
+    assert "sees the values" not in str(
+        owner.execute("select meshaudit.protection_plan('public.t', '{v}')").fetchall()
+    )
     other = db.role("other")
     db.su.execute(
         "create function public.touch() returns trigger language plpgsql as 'begin return new; end';"
@@ -182,7 +187,9 @@ def test_what_a_dry_run_says_of_triggers(db: Db, owner: psycopg.Connection[Any])
     assert checks(db)["triggers of public.t"][0]
 
 
-def test_an_open_protect_keeps_others_waiting_for_seconds_only(db: Db, owner: psycopg.Connection[Any]) -> None:
+def test_an_open_protect_keeps_others_waiting_for_seconds_only(
+    db: Db, owner: psycopg.Connection[Any]
+) -> None:
     limits = db.su.execute(
         "select proname, proconfig from pg_proc where proname in ('begin_protect', 'begin_unprotect')"
     ).fetchall()
@@ -203,12 +210,14 @@ def test_a_restored_dump_is_protected_too(db: Db, owner: psycopg.Connection[Any]
         dump = subprocess.run(
             [servers.client("pg_dump"), "-d", db.dsn(db.pg.superuser)], capture_output=True, check=True
         )
-        psql = [servers.client("psql"), "-X", "-q", "-v", "ON_ERROR_STOP=1", "-d", other.dsn(db.pg.superuser)]
+        psql = [str(servers.client("psql")), "-X", "-q", "-v", "ON_ERROR_STOP=1", "-d", other.dsn(db.pg.superuser)]
         subprocess.run(psql, input=dump.stdout, capture_output=True, check=True)
         conn = other.connect(owner.info.user)
         assert conn.execute("select v from public.t order by id").fetchall() == [("S1",), ("S2",)]
         conn.execute("update public.t set v = 'S3' where id = 1")
-        rows = other.su.execute("select operation, secret_id from meshaudit.audit_logs where secret_table = 'public.t' order by id")
+        rows = other.su.execute(
+            "select operation, secret_id from meshaudit.audit_logs where secret_table = 'public.t' order by id"
+        )
         assert rows.fetchall() == [("read", "1"), ("read", "2"), ("read", "1"), ("update", "1")]
         assert checks(other)["guards of public.t"] == (True, "in place")
         conn.execute("select meshaudit.unprotect('public.t')")
@@ -241,7 +250,7 @@ def test_protecting_and_taking_out_under_load(db: Db, owner: psycopg.Connection[
                 reads[n % 2] += 1
             except (pg.SerializationFailure, pg.DeadlockDetected):
                 pass
-            except Exception as e:  # noqa: BLE001
+            except Exception as e:
                 troubles.append(repr(e))
                 return
 
@@ -280,5 +289,23 @@ def test_a_cursor_that_is_held_over_its_commit(db: Db, owner: psycopg.Connection
     owner.execute("commit")
     assert owner.execute("fetch backward all from c").fetchall() == []
     assert len(owner.execute("fetch all from c").fetchall()) == 2
-    rows = db.su.execute("select secret_id from meshaudit.audit_logs where secret_table = 'public.t' order by id")
+    rows = db.su.execute(
+        "select secret_id from meshaudit.audit_logs where secret_table = 'public.t' order by id"
+    )
     assert rows.fetchall() == [("1",), ("2",)]
+
+
+def test_status_tells_of_lanes_that_an_old_transaction_burdens(db: Db) -> None:
+    assert checks(db)["lanes"][0]
+    old = db.connect(db.pg.superuser, autocommit=False)
+    old.execute("set transaction isolation level repeatable read")
+    old.execute("select from pg_class limit 1")
+    db.su.execute(
+        "do $$ begin for i in 1 .. 200 loop update meshaudit_private.lane_heads set prev_hash = prev_hash; end loop; end $$;"
+        "select pg_stat_force_next_flush()"
+    )
+    db.su.execute("select 1")
+    ok, detail = wait_until(lambda: (c := checks(db)["lanes"]) and not c[0] and c, what="the statistics")
+    assert not ok
+    assert "stays open" in detail
+    old.rollback()

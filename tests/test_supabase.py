@@ -121,7 +121,11 @@ def test_a_vault_of_somebodys_own_is_none(db):
         f" $$ begin perform vault.sprung(); return '{NOBODYS}'::uuid; end $$;"
         "grant select on vault.decrypted_secrets to public"
     )
-    for call in (f"read_vault_secret('{NOBODYS}')", "create_vault_secret('x')", f"update_vault_secret('{NOBODYS}', 'x')"):
+    for call in (
+        f"read_vault_secret('{NOBODYS}')",
+        "create_vault_secret('x')",
+        f"update_vault_secret('{NOBODYS}', 'x')",
+    ):
         with pytest.raises(psycopg.Error, match="no Supabase Vault"):
             conn.execute(f"select meshaudit.{call}".encode())
     # a superuser's view beside functions of somebody else is no better
