@@ -227,7 +227,7 @@ def test_a_restored_dump_is_protected_too(db: Db, owner: psycopg.Connection[Any]
 
 
 def test_a_dump_by_the_owner_needs_more_than_owning(db: Db, owner: psycopg.Connection[Any]) -> None:
-    dump = [servers.client("pg_dump"), "-n", "meshaudit_protected", "-d", db.dsn(owner.info.user)]
+    dump = [str(servers.client("pg_dump")), "-n", "meshaudit_protected", "-d", db.dsn(owner.info.user)]
     done = subprocess.run(dump, capture_output=True, text=True, check=False)
     assert "permission denied for table t" in done.stderr
     assert "S1" not in done.stdout
