@@ -149,6 +149,18 @@ def test_who_reads_all_data_and_row_security(db: Db, owner: psycopg.Connection[A
                 reader.execute(query.encode())
             assert refused.value.sqlstate == "MA001"
     assert reader.execute("select id from public.t").fetchall() == [(1,), (2,)][: 2 if above else 1]
+    # in a function of his that another login calls
+    db.su.execute(f"grant create on schema public to {role}")
+    reader.execute(
+        "create function public.f() returns setof text language plpgsql security definer as"
+        " $$ begin return query select c3 from meshaudit_private.values_1; end $$"
+    )
+    other = db.connect(db.role("other"))
+    if above:
+        assert len(other.execute("select public.f()").fetchall()) == 2
+    else:
+        with pytest.raises(psycopg.Error, match="pg_read_all_data"):
+            other.execute("select public.f()")
 
 
 def test_order_and_comparison_are_as_before(db: Db) -> None:
@@ -210,7 +222,15 @@ def test_a_restored_dump_is_protected_too(db: Db, owner: psycopg.Connection[Any]
         dump = subprocess.run(
             [servers.client("pg_dump"), "-d", db.dsn(db.pg.superuser)], capture_output=True, check=True
         )
-        psql = [str(servers.client("psql")), "-X", "-q", "-v", "ON_ERROR_STOP=1", "-d", other.dsn(db.pg.superuser)]
+        psql = [
+            str(servers.client("psql")),
+            "-X",
+            "-q",
+            "-v",
+            "ON_ERROR_STOP=1",
+            "-d",
+            other.dsn(db.pg.superuser),
+        ]
         subprocess.run(psql, input=dump.stdout, capture_output=True, check=True)
         conn = other.connect(owner.info.user)
         assert conn.execute("select v from public.t order by id").fetchall() == [("S1",), ("S2",)]
