@@ -67,7 +67,7 @@ def search(
 
 
 class _Store(fsspec.AbstractFileSystem):  # type: ignore[misc]
-    """An object store as DuckDB sees it: it asks for the ranges of the row groups that matter, and no others."""
+    """An object store as DuckDB sees it, which asks for the ranges of the row groups that matter."""
 
     protocol = "meshaudit"
     cachable = False

@@ -1,4 +1,4 @@
-"""Where archives are, to be read: a directory, or an object store of which only the ranges asked for are fetched.
+"""Where archives are, to be read: a directory, or an object store, of which only ranges are fetched.
 
 Writes nothing, and shares nothing with what does.
 """
@@ -17,9 +17,9 @@ _PIECE = 8 << 20
 class Place:
     """A directory or a store's prefix. Can be handed to another process."""
 
-    def __init__(self, where: "str | Path | Place") -> None:
-        self.where = where.where if isinstance(where, Place) else str(where).rstrip("/") or "/"
-        self.path = where.path if isinstance(where, Place) else remote.directory(where)
+    def __init__(self, where: str | Path) -> None:
+        self.where: str = str(where).rstrip("/") or "/"
+        self.path: Path | None = remote.directory(where)
         self._client: Any = None
 
     def __str__(self) -> str:

@@ -186,7 +186,7 @@ class _Rows:
 
         told = np.flatnonzero(column.is_valid().to_numpy(zero_copy_only=False))
         gaps = (before_seq == 0) | (before_seq + 1 != sorted_seqs)
-        if len(told) == 0 and gaps.any() or not np.isin(order[gaps], told).all():
+        if (len(told) == 0 and gaps.any()) or not np.isin(order[gaps], told).all():
             raise Broken("an entry does not say which one it follows")
         place = np.empty(count, np.int64)
         place[order] = np.arange(count)

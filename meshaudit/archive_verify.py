@@ -73,7 +73,7 @@ def verify(
     progress: Callable[[int, int], None] = lambda done, total: None,
     workers: int | None = None,
 ) -> Archives:
-    """Verify every archive in a directory or store. `wanted`: a seq of each lane whose hash is to be given."""
+    """Verify all archives of a directory or store. `wanted`: a seq of each lane whose hash is to be given."""
     place = Place(where)
     if place.path is not None and not place.path.is_dir():
         raise BadArgument(f"{place} is not a directory", "give the place that meshaudit archive wrote to")

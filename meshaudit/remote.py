@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import unquote, urlsplit
 
-import obstore.exceptions as failures
+from obstore import exceptions as failures
 from obstore import store as stores
 
 from meshaudit.errors import BadArgument, StoreFailed
+
+__all__ = ["connect", "directory", "errors", "failures"]
 
 
 class _Kind(NamedTuple):
@@ -68,10 +70,10 @@ def connect(url: str) -> Any:
 
 @contextlib.contextmanager
 def errors(url: str) -> Iterator[None]:
-    """What a store refuses, in one line; only that an object is missing, or there already, stays as it is."""
+    """What a store refuses, in one line; that an object is missing, there, or another, stays as it is."""
     try:
         yield
-    except failures.AlreadyExistsError:
+    except (failures.AlreadyExistsError, failures.PreconditionError):
         raise
     except FileNotFoundError as exc:
         if _says(exc, _NO_BUCKET):

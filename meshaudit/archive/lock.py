@@ -18,17 +18,16 @@ where name in ('idle_in_transaction_session_timeout', 'transaction_timeout', 'st
 @contextlib.contextmanager
 def exclusive(dsn: str) -> Iterator[Callable[[], None]]:
     """Hold the lock; what is given raises if it was lost."""
-    with db.connect(dsn) as conn:
-        with conn.transaction():
-            conn.execute(_IDLE)
-            conn.execute("select meshaudit.begin_archiving()")
+    with db.connect(dsn) as conn, conn.transaction():
+        conn.execute(_IDLE)
+        conn.execute("select meshaudit.begin_archiving()")
 
-            def still_ours() -> None:
-                try:
-                    conn.execute("select")
-                except psycopg.Error as exc:
-                    raise MeshauditError(
-                        "the connection that holds the archiver's lock was lost", "run it again"
-                    ) from exc
+        def still_ours() -> None:
+            try:
+                conn.execute("select")
+            except psycopg.Error as exc:
+                raise MeshauditError(
+                    "the connection that holds the archiver's lock was lost", "run it again"
+                ) from exc
 
-            yield still_ours
+        yield still_ours

@@ -1,4 +1,4 @@
-"""What was written, as it can be read: verified by the verifier's code, in a process of its own if it is much."""
+"""What was written, as it can be read: verified by the verifier's code. Much of it in a process of its own."""
 
 from datetime import datetime
 from typing import NamedTuple

@@ -141,7 +141,7 @@ class Directory:
 
 
 class Bucket:
-    """In an object store. There is no renaming: a draft has its name already, and counts once a manifest names it."""
+    """In an object store. Nothing is renamed: a draft has its name, and counts once a manifest names it."""
 
     def __init__(self, url: str) -> None:
         self.where, self._client = url, remote.connect(url)
@@ -160,8 +160,8 @@ class Bucket:
 
     @contextlib.contextmanager
     def write(self, name: str) -> Iterator[BinaryIO]:
-        # In memory are the part that fills and those on their way. What a killed run has uploaded is no object,
-        # and goes with the bucket's lifecycle rule.
+        # In memory are the part that fills and those on their way. What a killed run has uploaded is no
+        # object, and goes with the bucket's lifecycle rule.
         file = obstore.open_writer(self._client, name, buffer_size=_PART, max_concurrency=_UPLOADS)
         try:
             yield _Sink(file, self.where)  # type: ignore[misc]
