@@ -8,6 +8,7 @@ import heapq
 import io
 import ipaddress
 import struct
+import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -78,7 +79,7 @@ class _Store(fsspec.AbstractFileSystem):  # type: ignore[misc]
         self.failure: MeshauditError | None = None
 
     def _open(self, path: str, mode: str = "rb", **_: Any) -> Any:
-        return io.BufferedReader(self._file(path), _AHEAD)
+        return _Handle(self._file(path))
 
     def info(self, path: str, **_: Any) -> dict[str, Any]:
         return {"name": path, "size": self._file(path).size, "type": "file"}
@@ -96,6 +97,35 @@ class _Store(fsspec.AbstractFileSystem):  # type: ignore[misc]
             # DuckDB would tell of it in words of its own
             self.failure = error
             raise
+
+
+class _Handle:
+    """An open file in which every thread has a place of its own: DuckDB's share it, and seek, then read."""
+
+    def __init__(self, first: Ranges) -> None:
+        self._first = first
+        self._of: dict[int, io.BufferedReader] = {}
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        return self._mine().seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._mine().tell()
+
+    def read(self, size: int = -1) -> bytes:
+        return self._mine().read(size)
+
+    def seekable(self) -> bool:
+        return True
+
+    def close(self) -> None:
+        self._of.clear()
+
+    def _mine(self) -> io.BufferedReader:
+        thread = threading.get_ident()
+        if thread not in self._of:
+            self._of[thread] = io.BufferedReader(self._first.again(), _AHEAD)
+        return self._of[thread]
 
 
 def merged(*searches: Iterator[list[Entry]], limit: int | None) -> Iterator[list[Entry]]:

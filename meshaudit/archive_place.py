@@ -3,6 +3,7 @@
 Writes nothing, and shares nothing with what does.
 """
 
+import copy
 import io
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -67,6 +68,12 @@ class Ranges(io.RawIOBase):
         with remote.errors(place.where):
             about = obstore.head(place.client, name)
         self.size, self._tag = int(about["size"]), about["e_tag"]
+
+    def again(self) -> "Ranges":
+        """The same version of it, opened once more."""
+        other = copy.copy(self)
+        other._at = 0
+        return other
 
     def readable(self) -> bool:
         return True

@@ -1,4 +1,4 @@
-"""What was written, as it can be read: verified by the verifier's code. Much of it in a process of its own."""
+"""What was written, as it can be read, verified by the verifier's code; if it is much, in another process."""
 
 from datetime import datetime
 from typing import NamedTuple

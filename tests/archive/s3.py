@@ -36,7 +36,9 @@ def server() -> Iterator[str]:
 
 def post(url: str, data: bytes = b"", method: str = "POST") -> None:
     """A request beside the client library."""
-    with urllib.request.urlopen(urllib.request.Request(url, data=data, method=method)) as answer:
+    with urllib.request.urlopen(
+        urllib.request.Request(url, data, {"Content-Type": "text/plain"}, method=method)
+    ) as answer:
         answer.read()
 
 
