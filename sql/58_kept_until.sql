@@ -69,9 +69,9 @@ as $$
   )
   select p.scope, p.archive_until from policies p
   where p.scope = any (p_scopes) and p.scope <> '*'
-    or p.scope = '*' and exists (
+    or p.scope = '*' and (p_scopes = '{}' or exists (
       select from pg_catalog.unnest(p_scopes) u (scope)
-      where u.scope = '*' or not exists (select from policies o where o.scope = u.scope))
+      where u.scope = '*' or not exists (select from policies o where o.scope = u.scope)))
   order by p.archive_until desc, p.scope limit 1
 $$;
 

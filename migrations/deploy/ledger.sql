@@ -2786,7 +2786,8 @@ end;
 revoke all on function meshaudit.retention_policies() from public;
 grant execute on function meshaudit.retention_policies() to meshaudit_auditor, meshaudit_operator;
 
--- Until when entries of a partition that ends at p_to are kept, for each scope that has a policy, and '*', the others.
+-- Until when entries of a partition that ends at p_to are kept, counted from that end: in the database, and then in the
+-- archive, whenever it was archived. For each scope that has a policy, and '*', the others.
 -- covered: a policy is in force. Null in the database: none says so; infinity in the archive: for ever.
 create function meshaudit_private.retention_of(p_to timestamptz)
 returns table (scope text, covered boolean, database_until timestamptz, archive_until timestamptz)
@@ -2814,7 +2815,7 @@ as $$
     where not n.settled and not d.settled
   )
   select n.scope, n.in_force or d.in_force, pg_catalog.max(p_to + c.keep_in_database),
-    pg_catalog.max(coalesce(p_to + c.keep_in_archive, 'infinity'))
+    pg_catalog.max(coalesce(p_to + c.keep_in_database + c.keep_in_archive, 'infinity'))
   from named n
   join named d on d.scope = '*'
   join counting c on c.scope = n.scope
@@ -2823,7 +2824,7 @@ $$;
 
 comment on function meshaudit_private.end_retention(text) is 'Ends a scope''s policy; false if there is none.';
 comment on function meshaudit.set_retention(text, interval, interval) is
-  'Says how long entries of a scope stay in the database, and then in the archive (null: for ever); ''*'' is the default of all scopes. Recorded as a create or update of meshaudit.retention. A shorter period counts after a week, a longer one at once. Raises MA005 on a bad argument.';
+  'Says how long entries of a scope stay in the database, counted from the end of their partition, and then in the archive (null: for ever); ''*'' is the default of all scopes. Recorded as a create or update of meshaudit.retention. A shorter period counts after a week, a longer one at once. Raises MA005 on a bad argument.';
 comment on function meshaudit.remove_retention(text) is
   'Takes a scope''s policy away, after a week; false if there is none. Recorded as a delete of meshaudit.retention.';
 comment on function meshaudit_private.retention_policies(text) is 'meshaudit.retention_policies(), for a role.';
@@ -2905,9 +2906,9 @@ as $$
   )
   select p.scope, p.archive_until from policies p
   where p.scope = any (p_scopes) and p.scope <> '*'
-    or p.scope = '*' and exists (
+    or p.scope = '*' and (p_scopes = '{}' or exists (
       select from pg_catalog.unnest(p_scopes) u (scope)
-      where u.scope = '*' or not exists (select from policies o where o.scope = u.scope))
+      where u.scope = '*' or not exists (select from policies o where o.scope = u.scope)))
   order by p.archive_until desc, p.scope limit 1
 $$;
 
