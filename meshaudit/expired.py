@@ -53,7 +53,8 @@ def parse(data: bytes) -> Expiry:
     texts = [body[name] for name in ("ledger_id", "partition", "manifest")]
     if not all(isinstance(text, str) for text in [*texts, body["previous"] or ""]):
         raise Broken("a field of it has no meaning")
-    return Expiry(hashlib.sha256(data).hexdigest(), *texts, body["previous"])
+    ledger_id, partition, manifest = texts
+    return Expiry(hashlib.sha256(data).hexdigest(), ledger_id, partition, manifest, body["previous"])
 
 
 def read_log(conn: psycopg.Connection[Any]) -> Log:

@@ -7,6 +7,7 @@ import psycopg
 from psycopg.rows import class_row, scalar_row
 
 from meshaudit import db
+from meshaudit.errors import BadArgument
 
 _READS = "connect as an auditor of scope '*', or as a member of meshaudit_operator"
 _OWNER = "connect as the role that installed meshaudit, or as a superuser"
@@ -69,9 +70,15 @@ def policies(conn: psycopg.Connection[Any]) -> list[Policy]:
 def set_policy(conn: psycopg.Connection[Any], scope: str, database: str, archive: str | None) -> None:
     """Say how long a scope's entries are kept."""
     with db.errors(_OWNER):
-        conn.execute(
-            "select meshaudit.set_retention(%s, %s::interval, %s::interval)", [scope, database, archive]
-        )
+        try:
+            conn.execute(
+                "select meshaudit.set_retention(%s, %s::interval, %s::interval)", [scope, database, archive]
+            )
+        except psycopg.DataError as exc:
+            what = exc.diag.message_primary or str(exc)
+            raise BadArgument(
+                f"a period cannot be used: {what}", "write it like '90 days' or '7 years'"
+            ) from exc
 
 
 def remove_policy(conn: psycopg.Connection[Any], scope: str) -> bool:

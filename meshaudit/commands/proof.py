@@ -46,7 +46,7 @@ def verify(
     start, end = filters.time("--from", from_time), filters.time("--to", to_time)
     # Before the database is asked: a bad file should not cost a long run.
     held = _held(checkpoint) if checkpoint is not None else None
-    archives = None
+    archives, expired = None, list["Manifest"]()
     if archive is not None:
         if start or end:
             raise BadArgument("--archive verifies whole archives", "leave --from and --to out")
@@ -54,8 +54,8 @@ def verify(
     if archives is not None and not names_database(dsn(context, database)):
         if held is not None:
             raise BadArgument("a checkpoint is of a database", "name it with --dsn")
-        judged = extra.load("meshaudit.expired").judged
-        _tell_archives(*judged(archives, archive), wants_json(context, as_json))
+        archives, expired = extra.load("meshaudit.expired").judged(archives, archive)
+        _tell_archives(archives, expired, wants_json(context, as_json))
         return
     with db.connect(dsn(context, database)) as conn, db.errors(_HINT):
         require_current(conn)
@@ -68,7 +68,6 @@ def verify(
                 archives=archives.outside() if archives is not None else None,
                 progress=progress,
             )
-        expired: list[Manifest] = []
         if archives is not None:
             # After the files: what expired meanwhile is known, too.
             expiry = extra.load("meshaudit.expired")
