@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 from uuid import UUID
 
+MISSING = "it is missing"  # of a Parquet file that a manifest names
+
 
 class Fault(NamedTuple):
     """What is wrong with a file."""

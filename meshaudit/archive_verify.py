@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from uuid import UUID
 
 from meshaudit import canonical
-from meshaudit.archive_faults import Fault, Outside
+from meshaudit.archive_faults import MISSING, Fault, Outside
 from meshaudit.archive_place import Place
 from meshaudit.archive_rows import Broken, Stretch, digest, read
 from meshaudit.errors import BadArgument
@@ -179,7 +179,7 @@ def _content(place: Place, m: Manifest, wanted: Mapping[int, int]) -> Checked:
         if content.entries != m.entries or content.runs != m.runs:
             raise Broken("its entries are not those of its manifest")
     except FileNotFoundError:
-        return m, "it is missing", {}
+        return m, MISSING, {}
     except OSError as exc:
         return m, f"it cannot be read ({exc.strerror})", {}
     except Broken as broken:

@@ -20,6 +20,7 @@ from meshaudit.commands import (
     admin,
     alerts,
     archive,
+    hold,
     journal,
     local,
     log,
@@ -27,6 +28,7 @@ from meshaudit.commands import (
     options,
     proof,
     protect,
+    retain,
     serve,
 )
 from meshaudit.errors import MeshauditError, translate
@@ -128,11 +130,14 @@ for command in (
     journal.seal,
     archive.archive,
     archive.restore,
+    retain.retain,
     serve.serve,
 ):
     app.command()(command)
 app.add_typer(journal.app, name="journal")
 app.add_typer(alerts.app, name="alerts")
+app.add_typer(hold.app, name="hold")
+app.add_typer(retain.app, name="retention")
 
 
 def _terminate(number: int, _frame: object) -> None:

@@ -10,7 +10,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Protocol, TextIO
 
@@ -66,6 +66,11 @@ def _plain(value: Any) -> Any:
     if isinstance(value, bytes):
         return value.hex()
     return stamp(value) if isinstance(value, datetime) else str(value)
+
+
+def plain(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row as JSON shows it."""
+    return {name: _plain(value) for name, value in row.items()}
 
 
 def dump(value: Any) -> None:

@@ -8,7 +8,7 @@ create table meshaudit_private.settings (
   address_headers text[] not null default array['cf-connecting-ip', 'x-forwarded-for'],
   partition_interval text not null default 'month' check (partition_interval in ('month', 'week', 'day')),
   partitions_ahead int not null default 3 check (partitions_ahead between 1 and 400),
-  keep_in_database interval not null default '1 day' check (keep_in_database >= interval '1 day'),
+  keep_in_database interval not null default '1 day' check (meshaudit_private.is_period(keep_in_database)),
   reading_key bytea not null default sha256(uuid_send(gen_random_uuid()) || uuid_send(gen_random_uuid())),
   feed_keep bigint not null default 100000 check (feed_keep between 1000 and 100000000),
   realtime_roles text[] not null default array['supabase_admin', 'supabase_realtime_admin'],

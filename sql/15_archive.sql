@@ -16,10 +16,12 @@ create table meshaudit_private.retirements (
   lane int not null,
   seq bigint not null,
   restored boolean not null default false,
+  scopes text[] not null default '{}',
   retired_at timestamptz not null default clock_timestamp()
 );
 comment on table meshaudit_private.retirements is 'Partitions that were archived, verified and emptied.';
 comment on column meshaudit_private.retirements.manifest is 'The archive''s manifest, byte for byte.';
+comment on column meshaudit_private.retirements.scopes is 'The scopes of its entries, for policies and holds.';
 comment on column meshaudit_private.retirements.restored is 'Whether its entries are back in the database.';
 
 -- Stretches of lanes that are in an archive instead of the ledger.
@@ -45,7 +47,7 @@ create table meshaudit_private.holds (
   placed_by text not null,
   placed_at timestamptz not null default clock_timestamp()
 );
-comment on table meshaudit_private.holds is 'Legal holds: what they match is not retired. Null matches everything.';
+comment on table meshaudit_private.holds is 'Legal holds: what they match is not retired, nor does its archive expire. Null matches everything.';
 
 alter table meshaudit_private.retirements enable row level security;
 alter table meshaudit_private.retired_runs enable row level security;

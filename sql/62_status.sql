@@ -80,6 +80,7 @@ begin
   return query select * from meshaudit_private.protection_status();
   return query select * from meshaudit_private.supabase_vault_status();
   return query select * from meshaudit_private.feed_status();
+  return query select * from meshaudit_private.retention_status(p_role);
 end
 $$;
 revoke all on function meshaudit_private.status(text) from public;

@@ -43,10 +43,16 @@ language plpgsql stable set search_path = ''
 as $$
 declare
   v_keep constant pg_catalog.interval := (select s.keep_in_database from meshaudit_private.settings s);
+  k pg_catalog.record;
   v_hold pg_catalog.int8;
 begin
   if p_to > pg_catalog.clock_timestamp() - v_keep then
     return pg_catalog.format('it ends less than %s ago (setting keep_in_database)', v_keep);
+  end if;
+  select * into k from meshaudit_private.kept_in_database(p_leaf, p_to);
+  if k.until > pg_catalog.clock_timestamp() then
+    return pg_catalog.format('scope %s is kept in the database until %s (retention policy)', k.scope,
+      pg_catalog.to_char(k.until at time zone 'UTC', 'YYYY-MM-DD'));
   end if;
   if (select j.armed from meshaudit_private.journal j) then
     if (select p.sealed_at is null or p.sealed_at < pg_catalog.clock_timestamp() - '1 hour'::pg_catalog.interval

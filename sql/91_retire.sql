@@ -75,6 +75,8 @@ begin
   end if;
   -- readers may go on; entries of an old time, which only the sealer brings, wait until this is over
   execute pg_catalog.format('lock table only %s in share mode nowait', p.leaf);
+  -- a hold or a policy whose transaction is still open must not be overlooked
+  lock table meshaudit_private.holds, meshaudit_private.retention in share mode nowait;
   v_why := meshaudit_private.why_kept(p.leaf, p.from_time, p.to_time);
   if v_why is not null then
     raise exception '% cannot be retired: %', p.name, v_why using errcode = 'MA005',
@@ -106,8 +108,8 @@ begin
   insert into meshaudit_private.ledger (secret_id, access_type, operation, outcome, secret_table, scope)
     values (pg_catalog.concat(p.name, ' ', v_digest), 'write', 'delete', 'granted', 'meshaudit.archive', '*')
     returning lane, seq into v_lane, v_seq;
-  insert into meshaudit_private.retirements as t (partition, manifest, from_time, to_time, entries, lane, seq)
-    values (p.name, retire_partition.manifest, p.from_time, p.to_time, v_count, v_lane, v_seq)
+  insert into meshaudit_private.retirements as t (partition, manifest, from_time, to_time, entries, lane, seq, scopes)
+    values (p.name, retire_partition.manifest, p.from_time, p.to_time, v_count, v_lane, v_seq, meshaudit_private.scopes_of(p.leaf))
     on conflict on constraint retirements_partition_key do update set lane = v_lane, seq = v_seq, restored = false;
   insert into meshaudit_private.retired_runs (lane, first_seq, last_seq, prev_hash, hash, partition)
     select (e.run operator(pg_catalog.->>) 0)::pg_catalog.int4, (e.run operator(pg_catalog.->>) 1)::pg_catalog.int8,
@@ -120,7 +122,7 @@ begin
   return v_digest;
 exception
   when lock_not_available then
-    raise exception '% is being read just now', name using errcode = '55P03', hint = 'Try again in a moment; nothing was done.';
+    raise exception '% is being read, or a hold or a policy changed, just now', name using errcode = '55P03', hint = 'Try again in a moment; nothing was done.';
   when invalid_text_representation or invalid_datetime_format or datetime_field_overflow or numeric_value_out_of_range
       or invalid_parameter_value or null_value_not_allowed then
     raise exception 'the manifest does not fit %: a field has no meaning', name using errcode = 'MA005',
@@ -132,4 +134,4 @@ grant execute on function meshaudit.retire_partition(text, text) to meshaudit_op
 
 comment on function meshaudit_private.runs_of(regclass) is 'Of each lane the stretches that a partition holds, as a manifest lists them.';
 comment on function meshaudit.retire_partition(text, text) is
-  'Empties a partition that is archived: compares the archive''s manifest with the partition (bounds, count, each lane''s stretches with their first and last links), records a delete of meshaudit.archive that names the manifest''s sha256, which it returns, and removes the entries. Raises MA005 if the manifest does not fit, or the partition is too young, held, or may get entries from the journal; 55P03 if it is being read.';
+  'Empties a partition that is archived: compares the archive''s manifest with the partition (bounds, count, each lane''s stretches with their first and last links), records a delete of meshaudit.archive that names the manifest''s sha256, which it returns, and removes the entries. Raises MA005 if the manifest does not fit, or the partition is too young, kept by a retention policy or a legal hold, or may get entries from the journal; 55P03 while it is being read, or holds or policies are being changed.';

@@ -48,6 +48,7 @@ begin
   select pg_catalog.count(*), pg_catalog.count(*) filter (where meshaudit_private.is_sound(row(e.*)::meshaudit_private.ledger)) into v_count, v_sound
     from meshaudit_private.restoring e;
   v_why := case
+    when exists (select from meshaudit_private.expiries e where e.partition = r.partition) then 'their archive has expired'
     when p.name is null then 'its table is gone'
     when v_count <> r.entries then pg_catalog.format('there are %s instead of %s', v_count, r.entries)
     when v_sound <> v_count then 'one is not what was hashed'

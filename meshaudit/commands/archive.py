@@ -43,8 +43,8 @@ def archive(
             )
             return
         done = []
-        with _progress() as progress:
-            for one in job.archive(conn, given, to, ready, progress):
+        with progress() as tell:
+            for one in job.archive(conn, given, to, ready, tell):
                 done.append(one._asdict())
                 output.note(
                     f"{one.partition}: {one.entries} entries, {one.bytes} bytes, verified and retired"
@@ -64,8 +64,8 @@ def restore(
     bring_back = extra.load("meshaudit.archive.restore").restore
     with db.connect(dsn(context, database)) as conn, db.errors("connect as a member of meshaudit_operator"):
         require_current(conn)
-        with _progress() as progress:
-            entries = bring_back(conn, place, name, progress)
+        with progress() as tell:
+            entries = bring_back(conn, place, name, tell)
     if wants_json(context, as_json):
         output.dump({"partition": name, "entries": entries})
     else:
@@ -82,7 +82,7 @@ def _tell(context: typer.Context, as_json: bool, rows: list[dict[str, object]]) 
 
 
 @contextlib.contextmanager
-def _progress() -> Iterator[Callable[[str, str, int], None]]:
+def progress() -> Iterator[Callable[[str, str, int], None]]:
     """What is being done, on a terminal; nothing elsewhere."""
     if not sys.stderr.isatty():
         yield lambda partition, step, done: None

@@ -17,7 +17,7 @@ from meshaudit.errors import BadArgument
 from meshaudit.version import require_current
 
 if TYPE_CHECKING:
-    from meshaudit.archive_verify import Archives
+    from meshaudit.archive_verify import Archives, Manifest
 
 ALTERED = 1
 _HINT = "connect as an auditor of all scopes: select meshaudit.grant_auditor('your role')"
@@ -47,7 +47,7 @@ def verify(
     start, end = filters.time("--from", from_time), filters.time("--to", to_time)
     # Before the database is asked: a bad file should not cost a long run.
     held = _held(checkpoint) if checkpoint is not None else None
-    archives = None
+    archives, expired = None, list["Manifest"]()
     if archive is not None:
         if start or end:
             raise BadArgument("--archive verifies whole archives", "leave --from and --to out")
@@ -55,7 +55,8 @@ def verify(
     if archives is not None and not names_database(dsn(context, database)):
         if held is not None:
             raise BadArgument("a checkpoint is of a database", "name it with --dsn")
-        _tell_archives(archives, wants_json(context, as_json))
+        archives, expired = extra.load("meshaudit.expired").judged(archives, archive)
+        _tell_archives(archives, expired, wants_json(context, as_json))
         return
     with db.connect(dsn(context, database)) as conn, db.errors(_HINT):
         require_current(conn)
@@ -68,6 +69,10 @@ def verify(
                 archives=archives.outside() if archives is not None else None,
                 progress=progress,
             )
+        if archives is not None:
+            # After the files: what expired meanwhile is known, too.
+            expiry = extra.load("meshaudit.expired")
+            archives, expired = expiry.judged(archives, archive, expiry.read_log(conn))
     problems = report.problems
     faults = [*(archives.faults if archives is not None else ()), *report.archive_faults]
     if wants_json(context, as_json):
@@ -81,6 +86,7 @@ def verify(
             found |= {
                 "retired": report.retired,
                 "archived": archives.entries if archives is not None else None,
+                "expired": sum(m.entries for m in expired) if archives is not None else None,
                 "unproved": report.unproved,
                 "archive_faults": [fault._asdict() for fault in faults],
             }
@@ -94,13 +100,14 @@ def verify(
     else:
         print(f"intact: {_entries(report.entries)}, every hash and every link")
         if archives is not None:
-            print(f"and {_entries(archives.entries)} in {len(archives.manifests)} archives: one history")
+            count = len(archives.manifests) - len(expired)
+            print(f"and {_entries(archives.entries)} in {count} archives: one history")
+            _tell_expired(expired)
         elif report.retired:
             print(f"{_entries(report.retired)} more are retired; --archive verifies them too")
         if held is not None and report.unproved:
-            print(
-                f"{report.unproved} of the checkpoint's lanes end in an archive; --archive compares them too"
-            )
+            where = "archives that have expired" if expired else "an archive; --archive compares them too"
+            print(f"{report.unproved} of the checkpoint's lanes end in {where}")
         elif held is not None:
             print(f"of the checkpoint's {_entries(held.entries)} none has gone or changed")
     if problems or faults:
@@ -144,7 +151,7 @@ def _archives(place: str, held: verifier.Checkpoint | None) -> "Archives":
     return found
 
 
-def _tell_archives(archives: "Archives", as_json: bool) -> None:
+def _tell_archives(archives: "Archives", expired: "list[Manifest]", as_json: bool) -> None:
     """What archives alone say."""
     if as_json:
         output.dump(
@@ -152,6 +159,7 @@ def _tell_archives(archives: "Archives", as_json: bool) -> None:
                 "intact": not archives.faults,
                 "archives": len(archives.manifests),
                 "archived": archives.entries,
+                "expired": sum(m.entries for m in expired),
                 "not_archived": archives.absent,
                 "archive_faults": [fault._asdict() for fault in archives.faults],
             }
@@ -161,9 +169,10 @@ def _tell_archives(archives: "Archives", as_json: bool) -> None:
             print(output.printable(f"altered: {fault.file}: {fault.problem}"))
         if not archives.faults:
             print(
-                f"intact: {_entries(archives.entries)} in {len(archives.manifests)} archives,"
+                f"intact: {_entries(archives.entries)} in {len(archives.manifests) - len(expired)} archives,"
                 " every hash and every link"
             )
+            _tell_expired(expired)
             if archives.absent:
                 print(
                     f"{_entries(archives.absent)} between them are elsewhere; with --dsn they are looked for"
@@ -171,6 +180,12 @@ def _tell_archives(archives: "Archives", as_json: bool) -> None:
     if archives.faults:
         sys.stdout.flush()
         raise typer.Exit(ALTERED)
+
+
+def _tell_expired(expired: "list[Manifest]") -> None:
+    if expired:
+        entries = _entries(sum(m.entries for m in expired))
+        print(f"{entries} of {_count(len(expired), 'archive', 'archives')} have expired, as the log says")
 
 
 def _held(path: Path) -> verifier.Checkpoint:

@@ -111,6 +111,20 @@ grant usage on schema meshaudit to meshaudit_client, meshaudit_auditor, meshaudi
 -- belongs to meshaudit_owner, and its own defaults are: nothing for PUBLIC.
 alter default privileges for role meshaudit_owner revoke execute on functions from public;
 
+-- sql/09_periods.sql
+
+-- Periods that something is kept for.
+
+-- No part may be negative: '1 month -29 days' counts as a day where intervals are compared, and before a time in March it
+-- is less than nothing. No more than 1,000 years: else no date is left to subtract it from.
+create function meshaudit_private.is_period(p_period interval) returns boolean
+language sql immutable parallel safe
+return p_period >= '1 day'::interval and p_period <= '1000 years'::interval
+  and extract(year from p_period) >= 0 and extract(month from p_period) >= 0 and extract(day from p_period) >= 0
+  and extract(hour from p_period) >= 0 and extract(minute from p_period) >= 0 and extract(second from p_period) >= 0;
+
+comment on function meshaudit_private.is_period(interval) is 'Whether something can be kept for so long: a day to 1,000 years, no part of it negative.';
+
 -- sql/10_settings.sql
 
 -- Settings: one row, typed, so that reading one is a single page and a wrong value cannot be stored.
@@ -123,7 +137,7 @@ create table meshaudit_private.settings (
   address_headers text[] not null default array['cf-connecting-ip', 'x-forwarded-for'],
   partition_interval text not null default 'month' check (partition_interval in ('month', 'week', 'day')),
   partitions_ahead int not null default 3 check (partitions_ahead between 1 and 400),
-  keep_in_database interval not null default '1 day' check (keep_in_database >= interval '1 day'),
+  keep_in_database interval not null default '1 day' check (meshaudit_private.is_period(keep_in_database)),
   reading_key bytea not null default sha256(uuid_send(gen_random_uuid()) || uuid_send(gen_random_uuid())),
   feed_keep bigint not null default 100000 check (feed_keep between 1000 and 100000000),
   realtime_roles text[] not null default array['supabase_admin', 'supabase_realtime_admin'],
@@ -418,10 +432,12 @@ create table meshaudit_private.retirements (
   lane int not null,
   seq bigint not null,
   restored boolean not null default false,
+  scopes text[] not null default '{}',
   retired_at timestamptz not null default clock_timestamp()
 );
 comment on table meshaudit_private.retirements is 'Partitions that were archived, verified and emptied.';
 comment on column meshaudit_private.retirements.manifest is 'The archive''s manifest, byte for byte.';
+comment on column meshaudit_private.retirements.scopes is 'The scopes of its entries, for policies and holds.';
 comment on column meshaudit_private.retirements.restored is 'Whether its entries are back in the database.';
 
 -- Stretches of lanes that are in an archive instead of the ledger.
@@ -447,7 +463,7 @@ create table meshaudit_private.holds (
   placed_by text not null,
   placed_at timestamptz not null default clock_timestamp()
 );
-comment on table meshaudit_private.holds is 'Legal holds: what they match is not retired. Null matches everything.';
+comment on table meshaudit_private.holds is 'Legal holds: what they match is not retired, nor does its archive expire. Null matches everything.';
 
 alter table meshaudit_private.retirements enable row level security;
 alter table meshaudit_private.retired_runs enable row level security;
@@ -544,6 +560,43 @@ $$;
 
 comment on function meshaudit_private.refuse(text, text, text) is
   'Raises an error of ours; in a request of PostgREST as HTTP 403 (MA001, MA003), 503 (MA002), 404 (MA004) or 400 (MA005).';
+
+-- sql/15_retention.sql
+
+-- How long entries are kept, and which archives were given up when their time was over.
+--
+-- Invariants
+--   * a policy's row is never changed but for its end, and goes on counting for a week after that (57_retention.sql);
+--   * an expiry's document is kept whole, and names the one before: the log's newest entry of an expiry speaks for all.
+
+create table meshaudit_private.retention (
+  number int primary key generated always as identity,
+  scope text not null check (char_length(scope) <= 255),
+  keep_in_database interval not null check (meshaudit_private.is_period(keep_in_database)),
+  keep_in_archive interval check (meshaudit_private.is_period(keep_in_archive)),
+  set_by text not null,
+  set_at timestamptz not null default clock_timestamp(),
+  ended_at timestamptz
+);
+create unique index retention_in_force on meshaudit_private.retention (scope) where ended_at is null;
+comment on table meshaudit_private.retention is 'Retention policies by scope; ''*'' is for scopes without one.';
+comment on column meshaudit_private.retention.keep_in_archive is 'Null: for ever.';
+comment on column meshaudit_private.retention.ended_at is 'When it was replaced or removed; null: in force.';
+
+create table meshaudit_private.expiries (
+  number int primary key generated always as identity,
+  partition text not null unique,
+  document text not null,
+  -- where the entry is that records it
+  lane int not null,
+  seq bigint not null,
+  expired_at timestamptz not null default clock_timestamp()
+);
+comment on table meshaudit_private.expiries is 'Archives whose files may be deleted: their period is over.';
+comment on column meshaudit_private.expiries.document is 'What meshaudit retain writes beside the manifest, byte for byte.';
+
+alter table meshaudit_private.retention enable row level security;
+alter table meshaudit_private.expiries enable row level security;
 
 -- sql/16_alerts.sql
 
@@ -2084,7 +2137,7 @@ begin
   if name not in ('gateway_roles', 'api_roles', 'address_headers', 'partition_interval', 'partitions_ahead',
       'vault_mode', 'require_journal', 'journal_flush', 'feed_keep', 'realtime_roles', 'keep_in_database') or name is null then
     raise exception 'no setting named "%"', pg_catalog."left"(name, 100) using errcode = 'MA005',
-      hint = 'Settings: gateway_roles, api_roles, address_headers (comma-separated lists), partition_interval (month, week or day), partitions_ahead (1 to 400), vault_mode (ledger or journal), require_journal, journal_flush (true or false), feed_keep (1000 to 100000000), realtime_roles (a list), keep_in_database (an interval of a day or more).';
+      hint = 'Settings: gateway_roles, api_roles, address_headers (comma-separated lists), partition_interval (month, week or day), partitions_ahead (1 to 400), vault_mode (ledger or journal), require_journal, journal_flush (true or false), feed_keep (1000 to 100000000), realtime_roles (a list), keep_in_database (an interval of a day to 1000 years).';
   end if;
   begin
     case name
@@ -2113,7 +2166,7 @@ begin
     end case;
   exception when check_violation or not_null_violation or data_exception then
     raise exception 'bad value for setting "%"', name using errcode = 'MA005',
-      hint = 'Lists are comma-separated; partition_interval is month, week or day; partitions_ahead is 1 to 400; vault_mode is ledger or journal; require_journal and journal_flush are true or false; feed_keep is 1000 to 100000000; keep_in_database is a day or more.';
+      hint = 'Lists are comma-separated; partition_interval is month, week or day; partitions_ahead is 1 to 400; vault_mode is ledger or journal; require_journal and journal_flush are true or false; feed_keep is 1000 to 100000000; keep_in_database is a day to 1000 years.';
   end;
   insert into meshaudit_private.ledger (secret_id, access_type, operation, outcome, secret_table, scope)
     values (name, 'write', 'update', 'granted', 'meshaudit.settings', '*');
@@ -2147,7 +2200,7 @@ grant execute on function meshaudit.get_setting(text) to meshaudit_auditor, mesh
 
 comment on function meshaudit_private.list(text) is 'A comma-separated list as an array; null if it is empty.';
 comment on function meshaudit.set_setting(text, text) is
-  'Changes a setting: gateway_roles, api_roles, address_headers (comma-separated), partition_interval (month, week, day), partitions_ahead (1 to 400), vault_mode (ledger, journal), require_journal, journal_flush (true, false), feed_keep (events), realtime_roles (logins), keep_in_database (an interval of a day or more). Recorded as an update of meshaudit.settings. Raises MA005 on a bad name or value.';
+  'Changes a setting: gateway_roles, api_roles, address_headers (comma-separated), partition_interval (month, week, day), partitions_ahead (1 to 400), vault_mode (ledger, journal), require_journal, journal_flush (true, false), feed_keep (events), realtime_roles (logins), keep_in_database (an interval of a day to 1000 years). Recorded as an update of meshaudit.settings. Raises MA005 on a bad name or value.';
 comment on function meshaudit.get_setting(text) is 'A setting''s value as text (or ledger_id); null if there is none of that name.';
 
 -- sql/42_vault_api.sql
@@ -2669,6 +2722,224 @@ grant execute on function meshaudit.is_gateway() to meshaudit_auditor, meshaudit
 comment on function meshaudit.is_gateway() is
   'Whether this login is in the setting gateway_roles, so that its request.jwt.claims and request.headers are believed.';
 
+-- sql/57_retention.sql
+
+-- Retention policies: how long entries of a scope stay in the database, and then in the archive.
+--
+-- Invariants
+--   * a partition stays for as long as the longest of its scopes', an archive likewise;
+--   * shortening is an attack: what was in force within the last week goes on counting, so that who sees the entry of the
+--     change has a week to place a hold. Lengthening counts at once;
+--   * where no policy is, an archive stays for ever.
+
+create function meshaudit_private.end_retention(p_scope text) returns boolean
+language sql volatile set search_path = ''
+as $$
+  with ended as (
+    update meshaudit_private.retention r set ended_at = pg_catalog.clock_timestamp()
+      where r.scope = p_scope and r.ended_at is null returning r.number
+  )
+  select exists (select from ended)
+$$;
+
+create function meshaudit.set_retention(scope text, keep_in_database interval, keep_in_archive interval default null) returns void
+language plpgsql volatile security definer set search_path = '' set intervalstyle = 'postgres'
+as $$
+declare
+  v_operation pg_catalog.text;
+begin
+  if scope is null or pg_catalog.char_length(scope) > 255 or meshaudit_private.is_period(keep_in_database) is not true
+      or meshaudit_private.is_period(keep_in_archive) is false then
+    perform meshaudit_private.refuse('MA005', 'a retention policy has a scope of at most 255 characters, and periods of a day to 1000 years',
+      'keep_in_archive may be null: for ever. Scope ''*'' is the default of all scopes.');
+  end if;
+  lock table meshaudit_private.retention in share row exclusive mode;
+  v_operation := case when meshaudit_private.end_retention(scope) then 'update' else 'create' end;
+  insert into meshaudit_private.retention (scope, keep_in_database, keep_in_archive, set_by)
+    values (set_retention.scope, set_retention.keep_in_database, set_retention.keep_in_archive,
+      (meshaudit_private.session_caller()).user_identity);
+  insert into meshaudit_private.ledger (secret_id, access_type, operation, outcome, secret_table, scope)
+    values (pg_catalog.format('%s: %s in the database, %s in the archive', scope, keep_in_database,
+      coalesce(keep_in_archive::pg_catalog.text, 'for ever')), 'write', v_operation, 'granted', 'meshaudit.retention', scope);
+end
+$$;
+revoke all on function meshaudit.set_retention(text, interval, interval) from public;
+
+create function meshaudit.remove_retention(scope text) returns boolean
+language plpgsql volatile security definer set search_path = ''
+as $$
+begin
+  lock table meshaudit_private.retention in share row exclusive mode;
+  if not meshaudit_private.end_retention(scope) then
+    return false;
+  end if;
+  insert into meshaudit_private.ledger (secret_id, access_type, operation, outcome, secret_table, scope)
+    values (scope, 'write', 'delete', 'granted', 'meshaudit.retention', scope);
+  return true;
+end
+$$;
+revoke all on function meshaudit.remove_retention(text) from public;
+
+create function meshaudit_private.retention_policies(p_role text)
+returns table (scope text, keep_in_database interval, keep_in_archive interval, set_by text, set_at timestamptz, ended_at timestamptz)
+language plpgsql stable security definer set search_path = ''
+as $$
+declare
+  v_scopes constant pg_catalog.text[] := meshaudit_private.visible_scopes(p_role);
+begin
+  return query
+    select r.scope, r.keep_in_database, r.keep_in_archive, r.set_by, r.set_at, r.ended_at
+    from meshaudit_private.retention r
+    where (r.ended_at is null or r.ended_at > pg_catalog.clock_timestamp() - '7 days'::pg_catalog.interval)
+      and (pg_catalog.pg_has_role(p_role, 'meshaudit_operator', 'USAGE') or '*' = any (v_scopes)
+        or r.scope = any (v_scopes))
+    order by r.scope, r.number;
+end
+$$;
+revoke all on function meshaudit_private.retention_policies(text) from public;
+grant execute on function meshaudit_private.retention_policies(text) to meshaudit_auditor, meshaudit_operator;
+
+create function meshaudit.retention_policies()
+returns table (scope text, keep_in_database interval, keep_in_archive interval, set_by text, set_at timestamptz, ended_at timestamptz)
+language sql stable security invoker
+begin atomic
+  select r.scope, r.keep_in_database, r.keep_in_archive, r.set_by, r.set_at, r.ended_at
+  from meshaudit_private.retention_policies(current_user) r;
+end;
+revoke all on function meshaudit.retention_policies() from public;
+grant execute on function meshaudit.retention_policies() to meshaudit_auditor, meshaudit_operator;
+
+-- Until when entries of a partition that ends at p_to are kept, counted from that end: in the database, and then in the
+-- archive, whenever it was archived. For each scope that has a policy, and '*', the others.
+-- covered: a policy is in force. Null in the database: none says so; infinity in the archive: for ever.
+create function meshaudit_private.retention_of(p_to timestamptz)
+returns table (scope text, covered boolean, database_until timestamptz, archive_until timestamptz)
+language sql stable set search_path = ''
+as $$
+  with recent as (
+    select r.*, r.ended_at is null as in_force,
+      r.set_at <= week.ago and coalesce(r.ended_at > week.ago, true) as was_in_force
+    from meshaudit_private.retention r,
+      (select pg_catalog.clock_timestamp() - '7 days'::pg_catalog.interval as ago) week
+    where coalesce(r.ended_at > week.ago, true)
+  ), named as (
+    select k.scope, coalesce(pg_catalog.bool_or(r.in_force), false) as in_force,
+      coalesce(pg_catalog.bool_or(r.in_force) and pg_catalog.bool_or(r.was_in_force), false) as settled
+    from (select r.scope from recent r union select '*') k
+    left join recent r on r.scope = k.scope
+    group by k.scope
+  ), counting as (
+    select n.scope, r.keep_in_database, r.keep_in_archive
+    from named n
+    join recent r on r.scope = n.scope or (r.scope = '*' and not n.settled)
+    union all
+    select n.scope, null, null
+    from named n join named d on d.scope = '*'
+    where not n.settled and not d.settled
+  )
+  select n.scope, n.in_force or d.in_force, pg_catalog.max(p_to + c.keep_in_database),
+    pg_catalog.max(coalesce(p_to + c.keep_in_database + c.keep_in_archive, 'infinity'))
+  from named n
+  join named d on d.scope = '*'
+  join counting c on c.scope = n.scope
+  group by n.scope, n.in_force, d.in_force
+$$;
+
+comment on function meshaudit_private.end_retention(text) is 'Ends a scope''s policy; false if there is none.';
+comment on function meshaudit.set_retention(text, interval, interval) is
+  'Says how long entries of a scope stay in the database, counted from the end of their partition, and then in the archive (null: for ever); ''*'' is the default of all scopes. Recorded as a create or update of meshaudit.retention. A shorter period counts after a week, a longer one at once. Raises MA005 on a bad argument.';
+comment on function meshaudit.remove_retention(text) is
+  'Takes a scope''s policy away, after a week; false if there is none. Recorded as a delete of meshaudit.retention.';
+comment on function meshaudit_private.retention_policies(text) is 'meshaudit.retention_policies(), for a role.';
+comment on function meshaudit.retention_policies() is
+  'The retention policies in force, and those that ended within a week (ended_at) and go on counting. An auditor sees those of its scopes.';
+comment on function meshaudit_private.retention_of(timestamptz) is
+  'By scope, until when entries of a partition that ends at a time are kept in the database and in the archive.';
+
+-- sql/58_kept_until.sql
+
+-- Until when a partition, or an archive, is kept: which scopes are in it, and what their policies say.
+
+-- The scopes in a partition, by leaps through the index: their number counts, not that of the entries.
+create function meshaudit_private.scopes_of(p_leaf regclass) returns text[]
+language plpgsql stable set search_path = ''
+as $$
+declare
+  v_scopes pg_catalog.text[];
+begin
+  execute pg_catalog.format('with recursive s (scope) as (
+      (select l.scope from only %1$s l order by l.scope limit 1)
+      union all
+      select (select l.scope from only %1$s l where l.scope > s.scope order by l.scope limit 1) from s where s.scope is not null)
+    select pg_catalog.array_agg(s.scope) from s where s.scope is not null', p_leaf) into v_scopes;
+  return coalesce(v_scopes, '{}');
+end
+$$;
+
+-- Whether a partition has an entry of that scope; for '*': of one that is not among p_others.
+create function meshaudit_private.has_scope(p_leaf regclass, p_scope text, p_others text[]) returns boolean
+language plpgsql stable set search_path = ''
+as $$
+declare
+  v_found pg_catalog.bool;
+begin
+  if p_scope <> '*' then
+    execute pg_catalog.format('select exists (select from only %s l where l.scope = $1)', p_leaf) into v_found using p_scope;
+  else
+    execute pg_catalog.format('with recursive s (scope) as (
+        (select l.scope from only %1$s l order by l.scope limit 1)
+        union all
+        select (select l.scope from only %1$s l where l.scope > s.scope order by l.scope limit 1) from s where s.scope is not null)
+      select exists (select from s where s.scope is not null and s.scope <> all ($1))', p_leaf) into v_found using p_others;
+  end if;
+  return v_found;
+end
+$$;
+
+-- The scope of a partition that is kept longest, and until when; and one that no policy is in force for.
+create function meshaudit_private.kept_in_database(
+  p_leaf regclass, p_to timestamptz, out scope text, out until timestamptz, out uncovered text
+)
+language plpgsql stable set search_path = ''
+as $$
+declare
+  v_others constant pg_catalog.text[] := array(select o.scope from meshaudit_private.retention_of(p_to) o where o.scope <> '*');
+  r pg_catalog.record;
+begin
+  for r in select * from meshaudit_private.retention_of(p_to) o order by o.database_until desc nulls last, o.scope loop
+    if (until is null or not r.covered) and meshaudit_private.has_scope(p_leaf, r.scope, v_others) then
+      if until is null then
+        until := r.database_until;
+        scope := r.scope;
+      end if;
+      if not r.covered then
+        uncovered := r.scope;
+      end if;
+    end if;
+  end loop;
+end
+$$;
+
+-- The same of an archive with these scopes.
+create function meshaudit_private.kept_in_archive(p_scopes text[], p_to timestamptz, out scope text, out until timestamptz)
+language sql stable set search_path = ''
+as $$
+  with policies as (
+    select * from meshaudit_private.retention_of(p_to)
+  )
+  select p.scope, p.archive_until from policies p
+  where p.scope = any (p_scopes) and p.scope <> '*'
+    or p.scope = '*' and (p_scopes = '{}' or exists (
+      select from pg_catalog.unnest(p_scopes) u (scope)
+      where u.scope = '*' or not exists (select from policies o where o.scope = u.scope)))
+  order by p.archive_until desc, p.scope limit 1
+$$;
+
+comment on function meshaudit_private.scopes_of(regclass) is 'The scopes of a partition''s entries.';
+comment on function meshaudit_private.has_scope(regclass, text, text[]) is 'Whether a partition has an entry of a scope; for *: of none of the others.';
+comment on function meshaudit_private.kept_in_database(regclass, timestamptz) is 'The scope of a partition that is kept longest, until when, and a scope that no policy is in force for.';
+comment on function meshaudit_private.kept_in_archive(text[], timestamptz) is 'The scope of an archive that is kept longest, and until when.';
+
 -- sql/59_retired.sql
 
 -- What verify() has to know of retired entries: where they were, and that the log says so.
@@ -3179,6 +3450,7 @@ begin
   return query select * from meshaudit_private.protection_status();
   return query select * from meshaudit_private.supabase_vault_status();
   return query select * from meshaudit_private.feed_status();
+  return query select * from meshaudit_private.retention_status(p_role);
 end
 $$;
 revoke all on function meshaudit_private.status(text) from public;
@@ -6603,10 +6875,16 @@ language plpgsql stable set search_path = ''
 as $$
 declare
   v_keep constant pg_catalog.interval := (select s.keep_in_database from meshaudit_private.settings s);
+  k pg_catalog.record;
   v_hold pg_catalog.int8;
 begin
   if p_to > pg_catalog.clock_timestamp() - v_keep then
     return pg_catalog.format('it ends less than %s ago (setting keep_in_database)', v_keep);
+  end if;
+  select * into k from meshaudit_private.kept_in_database(p_leaf, p_to);
+  if k.until > pg_catalog.clock_timestamp() then
+    return pg_catalog.format('scope %s is kept in the database until %s (retention policy)', k.scope,
+      pg_catalog.to_char(k.until at time zone 'UTC', 'YYYY-MM-DD'));
   end if;
   if (select j.armed from meshaudit_private.journal j) then
     if (select p.sealed_at is null or p.sealed_at < pg_catalog.clock_timestamp() - '1 hour'::pg_catalog.interval
@@ -6772,6 +7050,8 @@ begin
   end if;
   -- readers may go on; entries of an old time, which only the sealer brings, wait until this is over
   execute pg_catalog.format('lock table only %s in share mode nowait', p.leaf);
+  -- a hold or a policy whose transaction is still open must not be overlooked
+  lock table meshaudit_private.holds, meshaudit_private.retention in share mode nowait;
   v_why := meshaudit_private.why_kept(p.leaf, p.from_time, p.to_time);
   if v_why is not null then
     raise exception '% cannot be retired: %', p.name, v_why using errcode = 'MA005',
@@ -6803,8 +7083,8 @@ begin
   insert into meshaudit_private.ledger (secret_id, access_type, operation, outcome, secret_table, scope)
     values (pg_catalog.concat(p.name, ' ', v_digest), 'write', 'delete', 'granted', 'meshaudit.archive', '*')
     returning lane, seq into v_lane, v_seq;
-  insert into meshaudit_private.retirements as t (partition, manifest, from_time, to_time, entries, lane, seq)
-    values (p.name, retire_partition.manifest, p.from_time, p.to_time, v_count, v_lane, v_seq)
+  insert into meshaudit_private.retirements as t (partition, manifest, from_time, to_time, entries, lane, seq, scopes)
+    values (p.name, retire_partition.manifest, p.from_time, p.to_time, v_count, v_lane, v_seq, meshaudit_private.scopes_of(p.leaf))
     on conflict on constraint retirements_partition_key do update set lane = v_lane, seq = v_seq, restored = false;
   insert into meshaudit_private.retired_runs (lane, first_seq, last_seq, prev_hash, hash, partition)
     select (e.run operator(pg_catalog.->>) 0)::pg_catalog.int4, (e.run operator(pg_catalog.->>) 1)::pg_catalog.int8,
@@ -6817,7 +7097,7 @@ begin
   return v_digest;
 exception
   when lock_not_available then
-    raise exception '% is being read just now', name using errcode = '55P03', hint = 'Try again in a moment; nothing was done.';
+    raise exception '% is being read, or a hold or a policy changed, just now', name using errcode = '55P03', hint = 'Try again in a moment; nothing was done.';
   when invalid_text_representation or invalid_datetime_format or datetime_field_overflow or numeric_value_out_of_range
       or invalid_parameter_value or null_value_not_allowed then
     raise exception 'the manifest does not fit %: a field has no meaning', name using errcode = 'MA005',
@@ -6829,11 +7109,43 @@ grant execute on function meshaudit.retire_partition(text, text) to meshaudit_op
 
 comment on function meshaudit_private.runs_of(regclass) is 'Of each lane the stretches that a partition holds, as a manifest lists them.';
 comment on function meshaudit.retire_partition(text, text) is
-  'Empties a partition that is archived: compares the archive''s manifest with the partition (bounds, count, each lane''s stretches with their first and last links), records a delete of meshaudit.archive that names the manifest''s sha256, which it returns, and removes the entries. Raises MA005 if the manifest does not fit, or the partition is too young, held, or may get entries from the journal; 55P03 if it is being read.';
+  'Empties a partition that is archived: compares the archive''s manifest with the partition (bounds, count, each lane''s stretches with their first and last links), records a delete of meshaudit.archive that names the manifest''s sha256, which it returns, and removes the entries. Raises MA005 if the manifest does not fit, or the partition is too young, kept by a retention policy or a legal hold, or may get entries from the journal; 55P03 while it is being read, or holds or policies are being changed.';
 
 -- sql/92_holds.sql
 
--- Legal holds: what one matches is not retired. Each is an entry when it is placed and when it is lifted.
+-- Legal holds: what one matches is not retired, and its archive does not expire. Each is an entry when it is placed and when
+-- it is lifted.
+--
+-- Invariants
+--   * holds are auditors'. An auditor of one scope places, sees and lifts those of that scope; an operator sees them;
+--   * retiring and expiring lock holds against change first: one that was placed before them stops them.
+
+-- Raises MA001 unless the caller is an auditor of that scope (null: of all), or may appoint auditors.
+create function meshaudit_private.require_scope(p_scope text, p_role text) returns void
+language plpgsql stable set search_path = ''
+as $$
+declare
+  v_scopes constant pg_catalog.text[] := meshaudit_private.visible_scopes(p_role);
+begin
+  if '*' = any (v_scopes) or p_scope = any (v_scopes)
+      or pg_catalog.has_function_privilege(p_role, 'meshaudit.grant_auditor(text, text)', 'EXECUTE') then
+    return;
+  end if;
+  perform meshaudit_private.refuse('MA001', 'this needs an auditor of the scope that the hold is on',
+    'Name a scope that you were granted. Holds on all scopes take meshaudit.grant_auditor(…, ''*'').');
+end
+$$;
+
+create function meshaudit_private.require_reason(p_reason text) returns void
+language plpgsql immutable set search_path = ''
+as $$
+begin
+  if coalesce(pg_catalog.btrim(p_reason), '') = '' or pg_catalog.char_length(p_reason) > 400 then
+    perform meshaudit_private.refuse('MA005', 'placing and lifting a hold take a reason of at most 400 characters',
+      'It is recorded with the hold''s number.');
+  end if;
+end
+$$;
 
 create function meshaudit_private.place_hold(
   p_reason text, p_secret_id text, p_user_identity text, p_scope text, p_from timestamptz, p_to timestamptz, p_role text
@@ -6841,18 +7153,19 @@ create function meshaudit_private.place_hold(
 language plpgsql volatile security definer set search_path = ''
 as $$
 declare
+  v_scope constant pg_catalog.text := nullif(p_scope, '*');
   v_hold pg_catalog.int8;
 begin
-  perform meshaudit_private.require_whole_log(p_role);
-  if coalesce(pg_catalog.btrim(p_reason), '') = '' or pg_catalog.char_length(p_reason) > 400 or p_from >= p_to then
-    raise exception 'a hold has a reason of at most 400 characters, and a range of time that is not empty' using errcode = 'MA005',
-      hint = 'secret_id, user_identity, scope and times narrow it down; without any, it is on the whole log.';
+  perform meshaudit_private.require_scope(v_scope, p_role);
+  perform meshaudit_private.require_reason(p_reason);
+  if p_from >= p_to then
+    perform meshaudit_private.refuse('MA005', 'the hold''s range of time is empty', 'It holds from_time <= timestamp < to_time; null is no bound.');
   end if;
   insert into meshaudit_private.holds (secret_id, user_identity, scope, from_time, to_time, reason, placed_by)
-    values (p_secret_id, p_user_identity, p_scope, p_from, p_to, p_reason, session_user)
+    values (p_secret_id, p_user_identity, v_scope, p_from, p_to, p_reason, (meshaudit_private.session_caller()).user_identity)
     returning hold into v_hold;
   insert into meshaudit_private.ledger (secret_id, access_type, operation, outcome, secret_table, scope)
-    values (pg_catalog.concat(v_hold, ': ', p_reason), 'write', 'create', 'granted', 'meshaudit.holds', coalesce(p_scope, '*'));
+    values (pg_catalog.concat(v_hold, ': ', p_reason), 'write', 'create', 'granted', 'meshaudit.holds', coalesce(v_scope, '*'));
   return v_hold;
 end
 $$;
@@ -6872,19 +7185,17 @@ create function meshaudit_private.lift_hold(p_hold bigint, p_reason text, p_role
 language plpgsql volatile security definer set search_path = ''
 as $$
 declare
-  v_scope pg_catalog.text;
+  h meshaudit_private.holds;
 begin
-  perform meshaudit_private.require_whole_log(p_role);
-  if coalesce(pg_catalog.btrim(p_reason), '') = '' or pg_catalog.char_length(p_reason) > 400 then
-    raise exception 'lifting a hold takes a reason of at most 400 characters' using errcode = 'MA005',
-      hint = 'It is recorded with the hold''s number.';
-  end if;
-  delete from meshaudit_private.holds h where h.hold = p_hold returning coalesce(h.scope, '*') into v_scope;
-  if v_scope is null then
+  perform meshaudit_private.require_reason(p_reason);
+  select * into h from meshaudit_private.holds k where k.hold = p_hold for update;
+  if h.hold is null then
     return false;
   end if;
+  perform meshaudit_private.require_scope(h.scope, p_role);
+  delete from meshaudit_private.holds k where k.hold = p_hold;
   insert into meshaudit_private.ledger (secret_id, access_type, operation, outcome, secret_table, scope)
-    values (pg_catalog.concat(p_hold, ': ', p_reason), 'write', 'delete', 'granted', 'meshaudit.holds', v_scope);
+    values (pg_catalog.concat(p_hold, ': ', p_reason), 'write', 'delete', 'granted', 'meshaudit.holds', coalesce(h.scope, '*'));
   return true;
 end
 $$;
@@ -6897,12 +7208,49 @@ return meshaudit_private.lift_hold(hold, reason, current_user);
 revoke all on function meshaudit.lift_hold(bigint, text) from public;
 grant execute on function meshaudit.lift_hold(bigint, text) to meshaudit_auditor;
 
+create function meshaudit_private.holds(p_role text)
+returns table (
+  hold bigint, secret_id text, user_identity text, scope text, from_time timestamptz, to_time timestamptz, reason text,
+  placed_by text, placed_at timestamptz
+)
+language plpgsql stable security definer set search_path = ''
+as $$
+declare
+  v_scopes constant pg_catalog.text[] := meshaudit_private.visible_scopes(p_role);
+begin
+  return query
+    select h.hold, h.secret_id, h.user_identity, h.scope, h.from_time, h.to_time, h.reason, h.placed_by, h.placed_at
+    from meshaudit_private.holds h
+    where pg_catalog.pg_has_role(p_role, 'meshaudit_operator', 'USAGE') or '*' = any (v_scopes) or h.scope = any (v_scopes)
+    order by h.hold;
+end
+$$;
+revoke all on function meshaudit_private.holds(text) from public;
+grant execute on function meshaudit_private.holds(text) to meshaudit_auditor, meshaudit_operator;
+
+create function meshaudit.holds()
+returns table (
+  hold bigint, secret_id text, user_identity text, scope text, from_time timestamptz, to_time timestamptz, reason text,
+  placed_by text, placed_at timestamptz
+)
+language sql stable security invoker
+begin atomic
+  select h.hold, h.secret_id, h.user_identity, h.scope, h.from_time, h.to_time, h.reason, h.placed_by, h.placed_at
+  from meshaudit_private.holds(current_user) h;
+end;
+revoke all on function meshaudit.holds() from public;
+grant execute on function meshaudit.holds() to meshaudit_auditor, meshaudit_operator;
+
+comment on function meshaudit_private.require_scope(text, text) is 'Raises MA001 unless a role, or the request''s JWT subject, is an auditor of a scope; null is all.';
+comment on function meshaudit_private.require_reason(text) is 'Raises MA005 unless there is a reason, of at most 400 characters.';
 comment on function meshaudit_private.place_hold(text, text, text, text, timestamptz, timestamptz, text) is 'meshaudit.place_hold(), for a role.';
 comment on function meshaudit.place_hold(text, text, text, text, timestamptz, timestamptz) is
-  'A legal hold: partitions with an entry that it matches are not retired. Returns its number. Recorded as a create of meshaudit.holds, with the reason. Raises MA001 to an auditor of a part of the log, MA005 on a bad argument.';
+  'A legal hold: partitions with an entry that it matches are not retired, and archives that may have one do not expire. Returns its number. Recorded as a create of meshaudit.holds, with the reason. Raises MA001 to who is no auditor of that scope, MA005 on a bad argument.';
 comment on function meshaudit_private.lift_hold(bigint, text, text) is 'meshaudit.lift_hold(), for a role.';
 comment on function meshaudit.lift_hold(bigint, text) is
-  'Takes a hold away; false if there is none of that number. Recorded as a delete of meshaudit.holds, with the reason. Raises MA001 to an auditor of a part of the log, MA005 on a bad argument.';
+  'Takes a hold away; false if there is none of that number. Recorded as a delete of meshaudit.holds, with the reason. Raises MA001 to who is no auditor of its scope, MA005 on a bad argument.';
+comment on function meshaudit_private.holds(text) is 'meshaudit.holds(), for a role.';
+comment on function meshaudit.holds() is 'The legal holds; an auditor sees those of its scopes, an operator all.';
 
 -- sql/93_restore.sql
 
@@ -6956,6 +7304,7 @@ begin
   select pg_catalog.count(*), pg_catalog.count(*) filter (where meshaudit_private.is_sound(row(e.*)::meshaudit_private.ledger)) into v_count, v_sound
     from meshaudit_private.restoring e;
   v_why := case
+    when exists (select from meshaudit_private.expiries e where e.partition = r.partition) then 'their archive has expired'
     when p.name is null then 'its table is gone'
     when v_count <> r.entries then pg_catalog.format('there are %s instead of %s', v_count, r.entries)
     when v_sound <> v_count then 'one is not what was hashed'
@@ -7011,6 +7360,246 @@ grant execute on function meshaudit.begin_archiving() to meshaudit_operator;
 comment on function meshaudit.begin_archiving() is
   'Until the end of the transaction no other archiver can begin. Raises 55P03 if one is at work.';
 
+-- sql/94_expire.sql
+
+-- Expiry: an archive whose period is over may be deleted, and the log says so first.
+--
+-- Invariants
+--   * the entry is committed before a file is touched: what is deleted without one was removed, not expired;
+--   * the manifest stays, here and in the archive: it joins the lanes on either side, and names the manifest before it;
+--   * an expiry is a document that names the manifest, and the document of the expiry before it. So the newest entry, which
+--     is never in an archive that has expired, speaks for all;
+--   * what the database cannot know, it answers with no: a hold by secret or identity keeps every archive of its time.
+
+-- Why an archive cannot expire now; null: nothing speaks against it.
+create function meshaudit_private.why_archived(r meshaudit_private.retirements) returns text
+language plpgsql stable set search_path = ''
+as $$
+declare
+  k pg_catalog.record;
+  v_hold pg_catalog.int8;
+begin
+  if r.restored then
+    return 'its entries are back in the database';
+  end if;
+  if not exists (select from meshaudit_private.retirements t where t.number > r.number) then
+    return 'it is the newest';
+  end if;
+  select * into k from meshaudit_private.kept_in_archive(r.scopes, r.to_time);
+  if k.until = 'infinity' then
+    return pg_catalog.format('scope %s is kept for ever', k.scope);
+  elsif k.until > pg_catalog.clock_timestamp() then
+    return pg_catalog.format('scope %s is kept until %s', k.scope, pg_catalog.to_char(k.until at time zone 'UTC', 'YYYY-MM-DD'));
+  end if;
+  select h.hold into v_hold from meshaudit_private.holds h
+    where coalesce(h.from_time < r.to_time, true) and coalesce(h.to_time > r.from_time, true)
+      and (h.scope is null or h.scope = any (r.scopes))
+    order by h.hold limit 1;
+  if v_hold is not null then
+    return pg_catalog.format('legal hold %s may be on entries of it', v_hold);
+  end if;
+  return null;
+end
+$$;
+
+create function meshaudit.expire_archive(name text) returns text
+language plpgsql volatile security definer set search_path = ''
+as $$
+declare
+  r meshaudit_private.retirements;
+  v_why pg_catalog.text;
+  v_manifest pg_catalog.text;
+  v_document pg_catalog.text;
+  v_lane pg_catalog.int4;
+  v_seq pg_catalog.int8;
+begin
+  if pg_catalog.current_setting('transaction_isolation') <> 'read committed' then
+    raise exception 'expiring takes a READ COMMITTED transaction' using errcode = 'MA005',
+      hint = 'Run it in autocommit, or in a transaction of isolation level READ COMMITTED.';
+  end if;
+  lock table meshaudit_private.retirements in share row exclusive mode;
+  lock table meshaudit_private.holds, meshaudit_private.retention in share mode nowait;
+  select e.document into v_document from meshaudit_private.expiries e where e.partition = name;
+  if found then
+    return v_document;
+  end if;
+  select * into r from meshaudit_private.retirements t where t.partition = name;
+  if r.number is null then
+    raise exception 'no archive of "%"', pg_catalog."left"(name, 100) using errcode = 'MA005',
+      hint = 'select * from meshaudit.retirements() lists them.';
+  end if;
+  v_why := meshaudit_private.why_archived(r);
+  if v_why is not null then
+    raise exception 'the archive of % cannot expire: %', r.partition, v_why using errcode = 'MA005',
+      hint = 'select * from meshaudit.retention_plan() says of each archive when it can.';
+  end if;
+
+  v_manifest := pg_catalog.encode(pg_catalog.sha256(pg_catalog.convert_to(r.manifest, 'UTF8')), 'hex');
+  -- spelt as a manifest is: keys sorted, no spaces, one newline
+  v_document := pg_catalog.format(E'{"format":"meshaudit expiry v1","ledger_id":"%s","manifest":"%s","partition":"%s","previous":%s}\n',
+    (select s.ledger_id from meshaudit_private.settings s), v_manifest, r.partition,
+    coalesce((select pg_catalog.concat('"', pg_catalog.encode(pg_catalog.sha256(pg_catalog.convert_to(e.document, 'UTF8')), 'hex'), '"')
+      from meshaudit_private.expiries e order by e.number desc limit 1), 'null'));
+  insert into meshaudit_private.ledger (secret_id, access_type, operation, outcome, secret_table, scope)
+    values (pg_catalog.concat_ws(' ', r.partition, v_manifest,
+      pg_catalog.encode(pg_catalog.sha256(pg_catalog.convert_to(v_document, 'UTF8')), 'hex')),
+      'write', 'delete', 'granted', 'meshaudit.expiry', '*')
+    returning lane, seq into v_lane, v_seq;
+  insert into meshaudit_private.expiries (partition, document, lane, seq) values (r.partition, v_document, v_lane, v_seq);
+  return v_document;
+exception when lock_not_available then
+  raise exception 'a hold or a policy is being changed just now' using errcode = '55P03', hint = 'Try again in a moment; nothing was done.';
+end
+$$;
+revoke all on function meshaudit.expire_archive(text) from public;
+grant execute on function meshaudit.expire_archive(text) to meshaudit_operator;
+
+create function meshaudit_private.expiries(p_role text)
+returns table (partition text, document text, lane int, seq bigint, expired_at timestamptz)
+language plpgsql stable security definer set search_path = ''
+as $$
+begin
+  perform meshaudit_private.require_whole_log(p_role);
+  return query
+    select e.partition, e.document, e.lane, e.seq, e.expired_at from meshaudit_private.expiries e order by e.number;
+end
+$$;
+revoke all on function meshaudit_private.expiries(text) from public;
+grant execute on function meshaudit_private.expiries(text) to meshaudit_auditor, meshaudit_operator;
+
+create function meshaudit.expiries()
+returns table (partition text, document text, lane int, seq bigint, expired_at timestamptz)
+language sql stable security invoker
+begin atomic
+  select e.partition, e.document, e.lane, e.seq, e.expired_at from meshaudit_private.expiries(current_user) e;
+end;
+revoke all on function meshaudit.expiries() from public;
+grant execute on function meshaudit.expiries() to meshaudit_auditor, meshaudit_operator;
+
+comment on function meshaudit_private.why_archived(meshaudit_private.retirements) is 'Why an archive cannot expire now; null if it can.';
+comment on function meshaudit.expire_archive(text) is
+  'Records that an archive''s period is over, as a delete of meshaudit.expiry that names the manifest and the document that this returns, to be written beside the manifest. From then on the Parquet file may be deleted; the manifest stays. Again: the same document. Raises MA005 while a policy or a legal hold keeps the archive, or it is restored or the newest; 55P03 while those are being changed.';
+comment on function meshaudit_private.expiries(text) is 'meshaudit.expiries(), for a role.';
+comment on function meshaudit.expiries() is
+  'Archives that have expired, in that order: the document, and the lane and seq of the entry that records it. Raises MA001 to an auditor of a part of the log.';
+
+-- sql/95_retention_plan.sql
+
+-- What the policies ask for now: which partitions are to be archived, which archives are to expire. meshaudit retain does it.
+
+create function meshaudit_private.retention_plan(p_role text)
+returns table (partition text, from_time timestamptz, to_time timestamptz, action text, due timestamptz, detail text)
+language plpgsql stable security definer set search_path = ''
+as $$
+declare
+  p pg_catalog.record;
+  k pg_catalog.record;
+  r meshaudit_private.retirements;
+  v_keep constant pg_catalog.interval := (select s.keep_in_database from meshaudit_private.settings s);
+begin
+  perform meshaudit_private.require_whole_log(p_role);
+  for r in select t.* from meshaudit_private.retirements t where not t.restored order by t.number loop
+    partition := r.partition;
+    from_time := r.from_time;
+    to_time := r.to_time;
+    due := nullif((select o.until from meshaudit_private.kept_in_archive(r.scopes, r.to_time) o), 'infinity');
+    if exists (select from meshaudit_private.expiries e where e.partition = r.partition) then
+      action := 'expired';
+      detail := null;
+    else
+      detail := meshaudit_private.why_archived(r);
+      action := case when detail is null then 'expire' else 'keep archive' end;
+    end if;
+    return next;
+  end loop;
+  for p in
+    select l.* from meshaudit_private.partition_list() l
+    where l.from_time <= pg_catalog.clock_timestamp()
+      and not exists (select from meshaudit_private.retirements t where t.partition = l.name and not t.restored)
+    order by l.from_time
+  loop
+    partition := p.name;
+    from_time := p.from_time;
+    to_time := p.to_time;
+    select * into k from meshaudit_private.kept_in_database(p.leaf, p.to_time);
+    due := greatest(p.to_time + v_keep, k.until);
+    detail := case
+      when not meshaudit_private.has_scope(p.leaf, '*', '{}') then 'it is empty'
+      when k.uncovered is not null then pg_catalog.format('no policy for scope %s', k.uncovered)
+      else meshaudit_private.why_kept(p.leaf, p.from_time, p.to_time) end;
+    action := case when detail is null then 'archive' else 'keep' end;
+    return next;
+  end loop;
+end
+$$;
+revoke all on function meshaudit_private.retention_plan(text) from public;
+grant execute on function meshaudit_private.retention_plan(text) to meshaudit_auditor, meshaudit_operator;
+
+create function meshaudit.retention_plan()
+returns table (partition text, from_time timestamptz, to_time timestamptz, action text, due timestamptz, detail text)
+language sql stable security invoker
+begin atomic
+  select p.partition, p.from_time, p.to_time, p.action, p.due, p.detail from meshaudit_private.retention_plan(current_user) p;
+end;
+revoke all on function meshaudit.retention_plan() from public;
+grant execute on function meshaudit.retention_plan() to meshaudit_auditor, meshaudit_operator;
+
+-- Rows of status(). A night and a day are left to whoever runs meshaudit retain.
+create function meshaudit_private.retention_status(p_role text) returns table ("check" text, ok boolean, detail text)
+language plpgsql stable set search_path = ''
+as $$
+declare
+  v_late constant pg_catalog.timestamptz := pg_catalog.clock_timestamp() - '2 days'::pg_catalog.interval;
+  v_used constant pg_catalog.bool := exists (select from meshaudit_private.retirements);
+  v_default constant pg_catalog.bool := exists (
+    select from meshaudit_private.retention t where t.scope = '*' and t.ended_at is null);
+  v_policies pg_catalog.int8;
+  v_archive pg_catalog.text;
+  v_expire pg_catalog.text;
+  v_count pg_catalog.int8;
+begin
+  "check" := 'retention';
+  select pg_catalog.count(*) into v_policies from meshaudit_private.retention t where t.ended_at is null;
+  if v_policies > 0 then
+    select pg_catalog.string_agg(n.partition, ', ' order by n.to_time) filter (where n.action = 'archive'),
+        pg_catalog.string_agg(n.partition, ', ' order by n.to_time) filter (where n.action = 'expire')
+      into v_archive, v_expire
+      from meshaudit_private.retention_plan(p_role) n where n.due < v_late;
+  end if;
+  ok := v_archive is null and v_expire is null and (v_default or not v_used);
+  detail := case
+    when not ok then pg_catalog.concat_ws('; ',
+      'should have been archived: ' || v_archive, 'archives past their period: ' || v_expire,
+      case when not v_default then 'no policy for scope *: its entries stay in the database, their archives for ever' end,
+      case when v_archive is not null or v_expire is not null then 'schedule meshaudit retain nightly' end)
+    when v_policies = 0 then 'no policies: everything stays'
+    else pg_catalog.format('%s policies, nothing overdue', v_policies) end;
+  return next;
+
+  "check" := 'legal holds';
+  select pg_catalog.count(*), pg_catalog.to_char(pg_catalog.min(h.placed_at) at time zone 'UTC', 'YYYY-MM-DD') into v_count, v_archive
+    from meshaudit_private.holds h;
+  ok := true;
+  detail := case when v_count = 0 then 'none' else pg_catalog.format('%s, the oldest of %s', v_count, v_archive) end;
+  return next;
+
+  -- of no harm, until planning a query over thousands of tables takes longer than the query
+  "check" := 'empty partitions';
+  select pg_catalog.count(*) into v_count
+    from meshaudit_private.retirements t join meshaudit_private.partition_list() l on l.name = t.partition
+    where not t.restored;
+  ok := v_count <= 1000;
+  detail := pg_catalog.format('%s retired periods have left an empty table', v_count)
+    || case when ok then '' else '; those whose archive has expired can be dropped (docs/retention.md)' end;
+  return next;
+end
+$$;
+
+comment on function meshaudit_private.retention_plan(text) is 'meshaudit.retention_plan(), for a role.';
+comment on function meshaudit.retention_plan() is
+  'One row a partition or archive: action keep, archive, keep archive, expire or expired; since or from when it is due; and detail, why it is kept. Raises MA001 to an auditor of a part of the log.';
+comment on function meshaudit_private.retention_status(text) is 'Rows of status() about retention.';
+
 -- sql/98_publish_feed.sql
 
 -- Adds the feed to supabase_realtime where that is there, as the installer, while it is a member of the owner.
@@ -7044,6 +7633,7 @@ begin
     execute format('grant usage on schema meshaudit to %I', v_installer);
     execute format('grant execute on function meshaudit.grant_auditor(text, text), meshaudit.revoke_auditor(text, text),
       meshaudit.set_setting(text, text), meshaudit.publish_feed(),
+      meshaudit.set_retention(text, interval, interval), meshaudit.remove_retention(text),
       meshaudit.add_webhook(text, text), meshaudit.remove_webhook(int),
       meshaudit.set_alert_rule(text, boolean, bigint, interval, interval, text, text, time, time, int[]) to %I', v_installer);
   end if;
