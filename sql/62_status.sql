@@ -69,6 +69,7 @@ begin
   detail := coalesce('can read secrets without an entry (superusers, or BYPASSRLS with pg_read_all_data): ' || v_list, 'none');
   return next;
 
+  return query select * from meshaudit_private.verification_status();
   return query select * from meshaudit_private.journal_status();
   return query select * from meshaudit_private.protection_status();
   return query select * from meshaudit_private.supabase_vault_status();
