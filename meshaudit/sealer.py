@@ -4,9 +4,8 @@ One at a time is the database's doing (the row lock that meshaudit.seal() takes)
 killed at any instant loses and doubles nothing. Here: when to run, when to wait, when to give up.
 
     follow() ends when `stop` is set, and raises only what waiting would not mend: no permission, no
-    meshaudit, or the journal's slot lost (CannotRecord). All else, a server that is not there yet included, it
-    meets by reconnecting. Without an armed
-    journal it only feeds. Webhooks are sent by a thread and a connection of their own.
+    meshaudit, or the journal's slot lost (CannotRecord). All else, a server that is not there
+    yet included, it meets by reconnecting. Without an armed journal it only feeds. Webhooks are sent by a thread and a connection of their own.
 """
 
 import contextlib
