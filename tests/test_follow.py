@@ -16,7 +16,7 @@ from meshaudit.server import Server
 from tests import servers
 from tests.cli_support import PROGRAM, environment
 from tests.conftest import _wanted
-from tests.support import SETTINGS, Db, wait_until
+from tests.support import SETTINGS, Db, temporary_server, wait_until
 
 
 @contextlib.contextmanager
@@ -50,7 +50,7 @@ def write(conn: psycopg.Connection[Any], key: str) -> str:
 @pytest.fixture
 def server() -> Iterator[Server]:
     """A server that may be restarted, with meshaudit and an armed journal in it."""
-    with Server.temporary(bindir=servers.bindir_for(_wanted()), settings=SETTINGS) as server:
+    with temporary_server(bindir=servers.bindir_for(_wanted()), settings=SETTINGS) as server:
         with psycopg.connect(server.dsn(), autocommit=True) as conn:
             schema.install(conn)
             conn.execute("select meshaudit.arm_journal()")

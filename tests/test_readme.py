@@ -11,11 +11,12 @@ import pytest
 from psycopg import errors as pg
 from typer.main import get_command
 
+from meshaudit import schema
 from meshaudit.cli import app
 from meshaudit.server import Server
 from tests.cli_support import ok, run
 from tests.servers import ROOT
-from tests.support import Db
+from tests.support import Db, temporary_server
 
 README = (ROOT / "README.md").read_text("utf-8")
 
@@ -252,13 +253,13 @@ def test_no_value_is_in_the_log_but_clients_words_are(db: Db, service: psycopg.C
 @pytest.fixture
 def lazy() -> Iterator[Server]:
     """A server that takes its time before it writes WAL of its own accord."""
-    with Server.temporary(settings={"wal_writer_delay": "10s", "fsync": "off"}) as server:
+    with temporary_server(settings={"wal_writer_delay": "10s", "fsync": "off"}) as server:
         yield server
 
 
 def test_limit_a_crash_takes_entries_of_asynchronous_commits(lazy: Server) -> None:
-    ok("migrate", dsn=lazy.dsn())
     with psycopg.connect(lazy.dsn(), autocommit=True) as conn:
+        schema.install(conn)
         conn.execute("select meshaudit.write_secret('k', 'v')")
         conn.execute("set synchronous_commit = off")
         assert conn.execute("select meshaudit.read_secret_by_key('k')").fetchone() == (b"v",)
