@@ -383,8 +383,10 @@ def test_an_export_takes_no_memory(api_db: Db) -> None:
             lambda: api.get("/api/audit-logs/export", ALL, scope="odd").status_code == 200,
             what="a free place",
         )
-        told = [what for what, who, _ in _told(api_db, start) if who == "sees-all" and "odd" not in what]
-        begun = [what for what in told if what == "export (csv): begun"]
+        # (The filling has left the trigger off that says who calls.)
+        told = [what for what, _, _ in _told(api_db, start) if what.startswith("export (csv): ")]
+        begun = told.count("export (csv): begun")
         broken = [what for what in told if what.endswith(" entries, broken off")]
-        assert 0 < len(begun) == len(broken)
+        assert broken
         assert all(int(what.split()[2]) < lines for what in broken)
+        assert len(told) == 2 * begun

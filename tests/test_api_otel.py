@@ -2,7 +2,6 @@
 
 import asyncio
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import httpx
@@ -18,11 +17,11 @@ from tests.support import Db
 
 
 @pytest.fixture
-def exporter(monkeypatch: pytest.MonkeyPatch) -> Iterator[InMemorySpanExporter]:
+def exporter(monkeypatch: pytest.MonkeyPatch) -> InMemorySpanExporter:
     """Where spans go instead of over the network."""
     made = InMemorySpanExporter()
     monkeypatch.setattr(tracing, "_exporter", lambda: made)
-    yield made
+    return made
 
 
 def _ask(settings: Settings, requests: list[tuple[str, dict[str, str]]]) -> list[int]:

@@ -50,7 +50,8 @@ class ExportQuery(FilterQuery):
     summary="Export the audit log",
     description="All entries that the caller may see and that pass all filters, newest first, as of one"
     " moment. Of any"
-    " size: it is streamed. An answer that ends before its last chunk is not complete.",
+    " size: it is streamed. An answer that ends before its last chunk is not complete. That it began, and how"
+    " many entries it was, are entries themselves.",
     operation_id="exportAuditLogs",
     response_class=StreamingResponse,
     responses={

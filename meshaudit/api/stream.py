@@ -103,7 +103,8 @@ class _Subscriber:
     " behind it, without a"
     " gap and without a repetition. Events: `entry` (as in a search, without prev_hash), `alert`, and"
     " `end`, which says"
-    " why the server ends the stream. The stream ends when the token does.",
+    " why the server ends the stream. The stream ends when the token does. That it began, and how many"
+    " entries it was, are entries themselves.",
     operation_id="streamAuditLogs",
     response_class=StreamingResponse,
     responses={

@@ -1,8 +1,8 @@
 """OpenTelemetry traces, by the maintained instrumentation. Where they go, and under which name, OTEL_*
 says.
 
-A trace says which route was asked, when and for how long; not for what. Filters are the names of people and of
-secrets, and a query may by mistake hold a token: no span has it.
+A trace says which route was asked, when and for how long; not for what. Filters are the names of people and
+of secrets, and a query may by mistake hold a token: no span has it.
 """
 
 from typing import Any
@@ -10,7 +10,6 @@ from typing import Any
 from fastapi import FastAPI
 
 from meshaudit.errors import BadArgument
-
 
 # With the query: by the old names and by the new ones.
 _WITH_QUERY = ("http.url", "http.target", "url.full")
