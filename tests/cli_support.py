@@ -11,6 +11,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from tests.servers import ROOT
@@ -69,7 +70,7 @@ def _forked(args: tuple[str, ...], env: Mapping[str, str], out: int, err: int) -
     asking, lock = _zygote()
     told, status = os.pipe()
     try:
-        text = json.dumps({"args": args, "env": dict(env)}).encode()
+        text = json.dumps({"args": args, "env": dict(env), "cwd": str(Path.cwd())}).encode()
         assert len(text) < 100_000
         with lock:
             socket.send_fds(asking, [text], [out, err, status])

@@ -59,6 +59,7 @@ def _run(request: dict[str, object], out: int, err: int, status: int) -> None:
         os.environ.clear()
         os.environ.update(request["env"])  # type: ignore[call-overload]
         time.tzset()
+        os.chdir(request["cwd"])  # type: ignore[arg-type]
         sys.argv = ["meshaudit", *request["args"]]  # type: ignore[misc]
         code = _code()
     except BaseException:
