@@ -20,7 +20,7 @@ from hypothesis import HealthCheck, settings
 from meshaudit.server import Server
 from tests import servers
 from tests.flavours import FLAVOURS, Templates
-from tests.support import SETTINGS, Db, Pg, temporary_server
+from tests.support import SETTINGS, Db, Pg
 
 # One database serves all examples of a property.
 _COMMON = {"deadline": None, "suppress_health_check": [HealthCheck.function_scoped_fixture]}
@@ -60,7 +60,7 @@ def _server() -> Iterator[Pg]:
             dsn = stack.enter_context(_container(image))
         else:
             bindir = servers.bindir_for(_wanted())
-            server = stack.enter_context(temporary_server(bindir=bindir, settings=SETTINGS))
+            server = stack.enter_context(Server.temporary(bindir=bindir, settings=SETTINGS))
             dsn = server.dsn()
         pg = Pg(dsn, server)
         stack.callback(pg.close)

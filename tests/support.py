@@ -4,28 +4,18 @@ Roles belong to the whole server, databases do not. So every name made here carr
 two test workers never meet, not even on one shared server.
 """
 
-import contextlib
-import fcntl
-import hashlib
 import itertools
 import os
-import shutil
-import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import psycopg
-import pytest
 from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from meshaudit import cluster
-from meshaudit.osuser import OsUser
 from meshaudit.server import Server
-from tests.servers import ROOT
 
 TAG = f"{os.environ.get('PYTEST_XDIST_WORKER', 'main')}_{os.getpid()}"
 # Every role made here has it: servers that trust nobody must be testable too.
@@ -61,50 +51,6 @@ def wait_until(predicate: Callable[[], Any], timeout: float = 10, what: str = "t
         if time.monotonic() > deadline:
             raise AssertionError(f"{what} did not come within {timeout} s")
         time.sleep(0.01)
-
-
-@contextlib.contextmanager
-def temporary_server(
-    *, bindir: Path | None = None, settings: Mapping[str, str] | None = None
-) -> Iterator[Server]:
-    """Server.temporary(), from a copy of what initdb has made once for that bin directory."""
-    data = cluster.temporary_dir()
-    try:
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(cluster, "initdb", _copied_cluster)
-            server = Server.create(data, bindir=bindir, settings=settings)
-        server._disposable = True
-        with server:
-            yield server
-    finally:
-        shutil.rmtree(data, ignore_errors=True)
-
-
-_initdb = cluster.initdb
-
-
-def _copied_cluster(
-    data: Path, bindir: Path, user: OsUser | None, password: str | None, *, sync: bool
-) -> None:
-    if password is not None:
-        _initdb(data, bindir, user, password, sync=sync)
-        return
-    made = f"{bindir}{(bindir / 'postgres').stat().st_mtime_ns}{os.geteuid()}"
-    home = ROOT / ".cache" / "clusters" / hashlib.sha256(made.encode()).hexdigest()[:16]
-    home.parent.mkdir(parents=True, exist_ok=True)
-    with home.with_suffix(".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # two test workers may want it at once
-        if not home.exists():
-            scratch = cluster.temporary_dir()
-            try:
-                _initdb(scratch, bindir, user, None, sync=False)
-                fresh = home.with_suffix(".new")
-                shutil.rmtree(fresh, ignore_errors=True)
-                subprocess.run(["cp", "-a", scratch / "pgdata", fresh], check=True)
-                fresh.rename(home)
-            finally:
-                shutil.rmtree(scratch, ignore_errors=True)
-    subprocess.run(["cp", "-a", home, data / "pgdata"], check=True)
 
 
 @dataclass

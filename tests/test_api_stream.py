@@ -15,7 +15,7 @@ from meshaudit import schema
 from meshaudit.server import Server
 from tests.api_support import Api, bearer, events, gateway, problem, record, serving
 from tests.cli_support import PROGRAM, environment
-from tests.support import Db, temporary_server, wait_until
+from tests.support import Db, wait_until
 
 ALL, ONE = bearer("sees-all"), bearer("sees-one")
 
@@ -198,7 +198,7 @@ class _Follower(threading.Thread):
 def test_exactly_once_over_restarts() -> None:
     """Of the sealer (killed), of Postgres (killed), and of this server; each while there is something to tell."""
     settings = {"wal_level": "logical", "fsync": "off"}
-    with temporary_server(settings=settings) as server, contextlib.ExitStack() as stack:
+    with Server.temporary(settings=settings) as server, contextlib.ExitStack() as stack:
         with psycopg.connect(server.dsn(), autocommit=True) as conn:
             schema.install(conn)
             conn.execute(

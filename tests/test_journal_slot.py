@@ -8,10 +8,11 @@ import pytest
 from psycopg import sql
 
 from meshaudit import schema
+from meshaudit.server import Server
 from tests.flavours import Templates
 from tests.journal_support import READ, READ_MANY, Journal, one, seal, stranger
 from tests.servers import DEBIAN_15
-from tests.support import SETTINGS, Db, temporary_server, wait_until
+from tests.support import SETTINGS, Db, wait_until
 
 ARM = "select meshaudit.arm_journal()"
 DISARM = "select meshaudit.disarm_journal()"
@@ -381,7 +382,7 @@ def test_pg_cron() -> None:
         pytest.skip("Debian's postgresql-15-cron is not installed")
     preload = {"shared_preload_libraries": "pg_cron", "cron.database_name": "postgres"}
     with (
-        temporary_server(bindir=DEBIAN_15, settings=SETTINGS | preload) as server,
+        Server.temporary(bindir=DEBIAN_15, settings=SETTINGS | preload) as server,
         psycopg.connect(server.dsn(), autocommit=True) as conn,
     ):
         schema.install(conn)

@@ -16,7 +16,7 @@ from meshaudit.cli import app
 from meshaudit.server import Server
 from tests.cli_support import ok, run
 from tests.servers import ROOT
-from tests.support import Db, temporary_server
+from tests.support import Db
 
 README = (ROOT / "README.md").read_text("utf-8")
 
@@ -253,7 +253,7 @@ def test_no_value_is_in_the_log_but_clients_words_are(db: Db, service: psycopg.C
 @pytest.fixture
 def lazy() -> Iterator[Server]:
     """A server that takes its time before it writes WAL of its own accord."""
-    with temporary_server(settings={"wal_writer_delay": "10s", "fsync": "off"}) as server:
+    with Server.temporary(settings={"wal_writer_delay": "10s", "fsync": "off"}) as server:
         yield server
 
 

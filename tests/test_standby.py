@@ -14,7 +14,7 @@ from meshaudit.server import Server, embedded_bindir
 from tests.conftest import _wanted
 from tests.journal_support import READ, READ_MANY, one, seal
 from tests.servers import DEBIAN_15, bindir_for
-from tests.support import SETTINGS, temporary_server, wait_until
+from tests.support import SETTINGS, wait_until
 
 Conn = psycopg.Connection[Any]
 
@@ -64,7 +64,7 @@ def test_standby_and_promotion() -> None:
         pytest.skip("needs a server of its own with pg_basebackup beside it")
     program = _basebackup(version)
     with contextlib.ExitStack() as stack:
-        primary = stack.enter_context(temporary_server(bindir=bindir_for(version), settings=SETTINGS))
+        primary = stack.enter_context(Server.temporary(bindir=bindir_for(version), settings=SETTINGS))
         conn = stack.enter_context(psycopg.connect(primary.dsn(), autocommit=True))
         schema.install(conn)
         conn.execute("select meshaudit.arm_journal()")
