@@ -4,8 +4,9 @@ One at a time is the database's doing (the row lock that meshaudit.seal() takes)
 killed at any instant loses and doubles nothing. Here: when to run, when to wait, when to give up.
 
     follow() ends when `stop` is set, and raises only what waiting would not mend: no permission, no
-    meshaudit, or the journal's slot lost (CannotRecord). All else it meets by reconnecting. Without an armed
-    journal it only feeds. Webhooks are sent by a thread and a connection of their own.
+    meshaudit, or the journal's slot lost (CannotRecord). All else, a server that is not there yet included,
+    it meets by reconnecting. Without an armed journal it only feeds. Webhooks are sent by a thread and a
+    connection of their own.
 """
 
 import contextlib
@@ -34,6 +35,7 @@ from meshaudit.errors import (
     WrongPassword,
     translate,
 )
+from meshaudit.version import require_current
 
 INTERVAL = 0.2
 # When nothing is written, runs are this far apart. No longer: what was written during a run and flushed only
@@ -89,7 +91,9 @@ class Log(Protocol):
 def json_lines(event: str, **facts: Any) -> None:
     """The default log: one JSON object a line, on stderr."""
     now = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-    print(json.dumps({"time": now, "event": event, **facts}), file=sys.stderr, flush=True)
+    # In one piece: the sender of webhooks is a thread, and print() would write the line's end by itself.
+    sys.stderr.write(json.dumps({"time": now, "event": event, **facts}) + "\n")
+    sys.stderr.flush()
 
 
 def seal_once(conn: psycopg.Connection[Any]) -> int:
@@ -138,6 +142,8 @@ def _follow(dsn: str, stop: Event, interval: float, log: Log) -> None:
     while not stop.is_set():
         try:
             with _connection(dsn) as conn:
+                with _translated():
+                    require_current(conn)
                 worker = _Worker(conn, interval, log)
                 log("connected", pid=conn.info.backend_pid)
                 while not stop.is_set():

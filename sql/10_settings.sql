@@ -13,9 +13,7 @@ create table meshaudit_private.settings (
   feed_keep bigint not null default 100000 check (feed_keep between 1000 and 100000000),
   realtime_roles text[] not null default array['supabase_admin', 'supabase_realtime_admin'],
   installed_at timestamptz not null default clock_timestamp(),
-  maintained_at timestamptz,
-  verified_at timestamptz,
-  verified_problems bigint
+  maintained_at timestamptz
 );
 
 comment on table meshaudit_private.settings is 'The one row of settings; change it with meshaudit.set_setting().';

@@ -40,16 +40,18 @@ create table meshaudit_private.ledger (
   primary key (lane, seq, "timestamp")
 ) partition by range ("timestamp");
 
-create index ledger_time on meshaudit_private.ledger ("timestamp", id);
-create index ledger_secret on meshaudit_private.ledger (secret_id, "timestamp", id);
-create index ledger_identity on meshaudit_private.ledger (user_identity, "timestamp", id);
+-- Entries of one microsecond are sorted by id as they come (incremental sort): no index holds it. What stands behind
+-- "timestamp" is compared in the index, before the entry itself is fetched.
+create index ledger_time on meshaudit_private.ledger ("timestamp");
+create index ledger_secret on meshaudit_private.ledger (secret_id, "timestamp", user_identity, scope);
+create index ledger_identity on meshaudit_private.ledger (user_identity, "timestamp", scope);
 -- an auditor of one scope asks for it in every query
-create index ledger_scope on meshaudit_private.ledger (scope, "timestamp", id);
-create index ledger_address on meshaudit_private.ledger (ip_address, "timestamp", id) where ip_address is not null;
+create index ledger_scope on meshaudit_private.ledger (scope, "timestamp");
+create index ledger_address on meshaudit_private.ledger (ip_address, "timestamp") where ip_address is not null;
 -- what is rare; a granted read, which is most of what happens, is in neither
-create index ledger_writes on meshaudit_private.ledger ("timestamp", id) where access_type = 'write';
-create index ledger_operation on meshaudit_private.ledger (operation, "timestamp", id) where operation <> 'read';
-create index ledger_outcome on meshaudit_private.ledger (outcome, "timestamp", id) where outcome <> 'granted';
+create index ledger_writes on meshaudit_private.ledger ("timestamp", scope) where access_type = 'write';
+create index ledger_operation on meshaudit_private.ledger (operation, "timestamp", scope) where operation <> 'read';
+create index ledger_outcome on meshaudit_private.ledger (outcome, "timestamp", scope) where outcome <> 'granted';
 
 comment on table meshaudit_private.ledger is
   'Every access to a secret. Append-only, hash-chained; read it as meshaudit.audit_logs.';

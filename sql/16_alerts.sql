@@ -90,6 +90,16 @@ create table meshaudit_private.alerts (
 );
 comment on table meshaudit_private.alerts is 'What rules have raised; read it as meshaudit.alerts.';
 
+-- kept, so that metrics need not count what only grows
+create table meshaudit_private.alert_totals (
+  rule text not null,
+  severity text not null,
+  raised bigint not null default 0,
+  primary key (rule, severity)
+);
+insert into meshaudit_private.alert_totals (rule, severity) select r.rule, r.severity from meshaudit_private.alert_rules r;
+comment on table meshaudit_private.alert_totals is 'How many alerts each rule has raised.';
+
 create table meshaudit_private.alert_repeats (
   alert_id bigint primary key references meshaudit_private.alerts,
   count bigint not null,
@@ -137,6 +147,7 @@ alter table meshaudit_private.alert_state enable row level security;
 alter table meshaudit_private.alert_counts enable row level security;
 alter table meshaudit_private.alert_seen enable row level security;
 alter table meshaudit_private.alerts enable row level security;
+alter table meshaudit_private.alert_totals enable row level security;
 alter table meshaudit_private.alert_repeats enable row level security;
 alter table meshaudit_private.alert_acknowledgements enable row level security;
 alter table meshaudit_private.webhooks enable row level security;

@@ -5,6 +5,9 @@
 --     subject of the verified JWT;
 --   * what a caller says about itself (meshaudit.actor, claims set by a login that is no gateway) is kept apart,
 --     in claimed_identity;
+--   * claims behind a gateway that name nobody, or not in a way that can be believed, never pass for the gateway's own
+--     access in silence: claimed_identity then begins with 'unusable token'. No two subjects become one: a longer one than
+--     fits is told by its digest, one that is no text is not believed;
 --   * nothing a caller sends can make this fail, or put into the log what cannot be read back: what cannot be parsed,
 --     or is not UTF-8 (the server does not check the options of a connection), is left out.
 
@@ -35,19 +38,33 @@ exception when others then
 end
 $$;
 
--- A JSON object's member as text; null when anything is wrong with it.
-create function meshaudit_private.member(p_json text, p_name text) returns text
+-- A text as a JSON object; null when anything is wrong with it. What is in it is UTF-8 then, and holds no NUL.
+create function meshaudit_private.json_object(p_text text) returns jsonb
 language plpgsql immutable parallel unsafe set search_path = ''
 as $$
+declare
+  v_json pg_catalog.jsonb;
 begin
-  perform pg_catalog.convert_to(p_json, 'UTF8');
-  return p_json::pg_catalog.jsonb ->> p_name;
+  perform pg_catalog.convert_to(p_text, 'UTF8');
+  v_json := p_text::pg_catalog.jsonb;
+  return case when pg_catalog.jsonb_typeof(v_json) = 'object' then v_json end;
 exception when others then
   return null;
 end
 $$;
 
-create function meshaudit_private.header_address(p_headers text, p_names text[]) returns inet
+-- A subject that may be believed: a text, whole. A longer one than a column should hold keeps its beginning, and its digest
+-- tells it from others that begin alike.
+create function meshaudit_private.subject(p_claims jsonb) returns text
+language sql immutable
+return case
+  when pg_catalog.jsonb_typeof(p_claims -> 'sub') is distinct from 'string' or p_claims ->> 'sub' = '' then null
+  when pg_catalog.char_length(p_claims ->> 'sub') <= 256 then p_claims ->> 'sub'
+  else pg_catalog."left"(p_claims ->> 'sub', 180) || ' sha256:'
+    || pg_catalog.encode(pg_catalog.sha256(pg_catalog.convert_to(p_claims ->> 'sub', 'UTF8')), 'hex')
+end;
+
+create function meshaudit_private.header_address(p_headers jsonb, p_names text[]) returns inet
 language plpgsql stable parallel unsafe set search_path = ''
 as $$
 declare
@@ -57,7 +74,7 @@ declare
 begin
   foreach v_name in array p_names loop
     -- of a list, the last address was added by the nearest proxy; the first is the client's own word
-    v_value := pg_catalog.btrim(pg_catalog.split_part(meshaudit_private.member(p_headers, v_name), ',', -1));
+    v_value := pg_catalog.btrim(pg_catalog.split_part(p_headers ->> v_name, ',', -1));
     if v_value <> '' then
       begin
         v_address := v_value::pg_catalog.inet;
@@ -79,30 +96,46 @@ language plpgsql stable parallel unsafe set search_path = ''
 as $$
 declare
   v_caller meshaudit_private.caller;
-  v_claims constant pg_catalog.text := pg_catalog.current_setting('request.jwt.claims', true);
-  v_headers constant pg_catalog.text := pg_catalog.current_setting('request.headers', true);
+  v_claimed constant pg_catalog.text := pg_catalog.current_setting('request.jwt.claims', true);
+  v_sent constant pg_catalog.text := pg_catalog.current_setting('request.headers', true);
+  v_claims pg_catalog.jsonb;
+  v_headers pg_catalog.jsonb;
   v_subject pg_catalog.text;
 begin
   v_caller.user_identity := session_user;
   v_caller.identity_source := 'database';
   v_caller.claimed_identity := meshaudit_private.clean(pg_catalog.current_setting('meshaudit.actor', true), 256);
   v_caller.ip_address := pg_catalog.inet_client_addr();
-  if v_claims <> '' or v_headers <> '' then
+  if v_claimed <> '' or v_sent <> '' then
+    if v_claimed <> '' then
+      v_claims := meshaudit_private.json_object(v_claimed);
+      v_subject := meshaudit_private.subject(v_claims);
+    end if;
+    if v_subject is null then
+      v_subject := meshaudit_private.clean(pg_catalog.current_setting('request.jwt.claim.sub', true), 256);
+    end if;
     -- a service key has no subject: then its role is who it is
-    v_subject := coalesce(
-      meshaudit_private.clean(meshaudit_private.member(v_claims, 'sub'), 256),
-      meshaudit_private.clean(pg_catalog.current_setting('request.jwt.claim.sub', true), 256),
-      meshaudit_private.clean(meshaudit_private.member(v_claims, 'role'), 256));
+    if v_subject is null and coalesce(v_claims ->> 'sub', '') = '' and pg_catalog.jsonb_typeof(v_claims -> 'role') = 'string' then
+      v_subject := nullif(pg_catalog."left"(v_claims ->> 'role', 256), '');
+    end if;
     if meshaudit_private.is_gateway() then
       if v_subject is not null then
         v_caller.user_identity := v_subject;
         v_caller.identity_source := 'jwt';
+      elsif v_claimed <> '' then
+        -- what else it says of itself stays, behind that
+        v_caller.claimed_identity := pg_catalog."left"(pg_catalog.concat_ws('; ', 'unusable token'
+          || coalesce(', sub ' || pg_catalog."left"((v_claims -> 'sub')::pg_catalog.text, 100), ''),
+          v_caller.claimed_identity), 256);
+      end if;
+      if v_sent <> '' then
+        v_headers := meshaudit_private.json_object(v_sent);
       end if;
       v_caller.ip_address := coalesce(
         meshaudit_private.header_address(v_headers, (select s.address_headers from meshaudit_private.settings s)),
         v_caller.ip_address);
-      v_caller.user_agent := meshaudit_private.clean(meshaudit_private.member(v_headers, 'user-agent'), 256);
-      v_caller.request_id := meshaudit_private.clean(meshaudit_private.member(v_headers, 'x-request-id'), 128);
+      v_caller.user_agent := nullif(pg_catalog."left"(v_headers ->> 'user-agent', 256), '');
+      v_caller.request_id := nullif(pg_catalog."left"(v_headers ->> 'x-request-id', 128), '');
     elsif v_caller.claimed_identity is null then
       v_caller.claimed_identity := v_subject;
     end if;
@@ -114,7 +147,8 @@ $$;
 comment on type meshaudit_private.caller is 'The columns of an entry that a session''s settings decide.';
 comment on function meshaudit_private.is_gateway() is 'Whether this login''s request.* settings are believed.';
 comment on function meshaudit_private.clean(text, int) is 'Text that may be stored: valid UTF-8, bounded; else null.';
-comment on function meshaudit_private.member(text, text) is 'A member of a JSON object as text; null if unusable.';
-comment on function meshaudit_private.header_address(text, text[]) is 'The client''s address from request headers; null if none is usable.';
+comment on function meshaudit_private.json_object(text) is 'A text as a JSON object; null if it is none that can be stored.';
+comment on function meshaudit_private.subject(jsonb) is 'The subject of claims, if it may be believed; one of more than 256 characters by its digest.';
+comment on function meshaudit_private.header_address(jsonb, text[]) is 'The client''s address from request headers; null if none is usable.';
 comment on function meshaudit_private.session_caller() is
   'Who calls and from where, by the session''s settings: request.* is believed behind a gateway, else a claim.';

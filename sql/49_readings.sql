@@ -1,5 +1,5 @@
--- Who reads the log leaves a trace in it: one entry a search, which says for what and how many entries were seen, and one
--- entry for each time that a query names the view, which says no more.
+-- Who reads the log leaves a trace in it: one entry a search, which says for what and how many entries were seen, one
+-- for each time that a query names the view, which says no more, and what programs note of their exports and streams.
 --
 -- Invariants
 --   * a query of the view meets the policy's reading(), once, before it sees a row; meshaudit's own definer functions
@@ -107,18 +107,38 @@ $$;
 revoke all on function meshaudit_private.begin_search(text) from public;
 grant execute on function meshaudit_private.begin_search(text) to meshaudit_auditor;
 
-create function meshaudit_private.note_search(p_what text, p_count bigint, p_role text) returns boolean
+-- p_count is null while it is not known: the reading has only begun.
+create function meshaudit_private.note_reading(p_kind text, p_what text, p_count bigint, p_whole boolean, p_role text)
+returns boolean
 language plpgsql volatile security definer set search_path = ''
 as $$
 begin
+  if p_kind is null or p_count < 0 then
+    raise exception 'kind must be export or stream, and entries not negative' using errcode = 'MA005',
+      hint = 'entries is null for a reading that begins.';
+  end if;
   perform meshaudit_private.record_reading(
-    pg_catalog.format('search (%s): %s entries', pg_catalog."left"(p_what, 460), p_count),
+    pg_catalog.format('%s (%s): %s', p_kind, pg_catalog."left"(p_what, 440), coalesce(p_count || ' entries', 'begun'))
+      || case when p_whole then '' else ', broken off' end,
     meshaudit_private.reading_outcome(p_role), p_role);
   return true;
 end
 $$;
-revoke all on function meshaudit_private.note_search(text, bigint, text) from public;
-grant execute on function meshaudit_private.note_search(text, bigint, text) to meshaudit_auditor;
+revoke all on function meshaudit_private.note_reading(text, text, bigint, boolean, text) from public;
+grant execute on function meshaudit_private.note_reading(text, text, bigint, boolean, text) to meshaudit_auditor;
+
+-- For programs that read more than a page: what they say stands in their caller's name. It hides nothing: a query of the
+-- view is recorded all the same.
+create function meshaudit.note_reading(kind text, filters text default '', entries bigint default null, whole boolean default true)
+returns void
+language sql volatile security invoker
+begin atomic
+  select meshaudit_private.note_reading(
+    case when note_reading.kind in ('export', 'stream') then note_reading.kind end, coalesce(note_reading.filters, ''),
+    note_reading.entries, coalesce(note_reading.whole, true), current_user);
+end;
+revoke all on function meshaudit.note_reading(text, text, bigint, boolean) from public;
+grant execute on function meshaudit.note_reading(text, text, bigint, boolean) to meshaudit_auditor;
 
 comment on type meshaudit_private.search_start is 'What a search needs to know of its caller and of the ledger.';
 comment on function meshaudit_private.record_reading(text, text, text) is
@@ -129,4 +149,6 @@ comment on function meshaudit_private.reading_outcome(text) is 'granted, or deni
 comment on function meshaudit_private.search_token(text) is 'What a search shows to reading(): a nonce, and a keyed hash of it for this session.';
 comment on function meshaudit_private.is_search(text) is 'Whether a token was made by begin_search() in this session.';
 comment on function meshaudit_private.begin_search(text) is 'A search''s token, and the scopes that its caller sees: null is all.';
-comment on function meshaudit_private.note_search(text, bigint, text) is 'Records a search, and how many entries it showed.';
+comment on function meshaudit_private.note_reading(text, text, bigint, boolean, text) is 'Records a reading of a kind, and how many entries it showed.';
+comment on function meshaudit.note_reading(text, text, bigint, boolean) is
+  'Records that the caller begins to read more than a page of the log (kind: export or stream), or, with entries, how many it got; whole is false if it was broken off. Raises MA005 on another kind.';

@@ -254,13 +254,21 @@ $$;
 revoke all on function meshaudit_private.keep_partitions() from public;
 grant execute on function meshaudit_private.keep_partitions() to meshaudit_auditor, meshaudit_operator;
 
--- as the caller, so that who asks is known (42_vault_api.sql); volatile, so that the second statement has a snapshot of its own
+-- as the caller, so that who asks is known (42_vault_api.sql); volatile, so that the second statement has a snapshot of its own.
+-- What the whole log's verification found is recorded (59_verifications.sql), where something can be.
 create function meshaudit.verify(from_time timestamptz default null, to_time timestamptz default null)
 returns table (lane int, seq bigint, id bigint, problem text)
 language sql volatile security invoker
 begin atomic
   select meshaudit_private.keep_partitions();
-  select v.lane, v.seq, v.id, v.problem from meshaudit_private.verify(from_time, to_time, current_user) v;
+  with found as materialized (
+    select v.lane, v.seq, v.id, v.problem from meshaudit_private.verify(from_time, to_time, current_user) v
+  )
+  select f.lane, f.seq, f.id, f.problem from found f
+  where (select coalesce(case when from_time is null and to_time is null then meshaudit_private.record_verification(
+    null, 'database', null, null, (select pg_catalog.count(*) from found),
+    (select pg_catalog.concat_ws(', ', 'lane ' || n.lane, 'seq ' || n.seq, 'id ' || n.id) || ': ' || n.problem
+     from found n limit 1), current_user) end, 0) >= 0);
 end;
 revoke all on function meshaudit.verify(timestamptz, timestamptz) from public;
 grant execute on function meshaudit.verify(timestamptz, timestamptz) to meshaudit_auditor, meshaudit_operator;

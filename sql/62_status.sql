@@ -76,6 +76,7 @@ begin
     || case when ok then '' else '; a transaction that stays open keeps them, and accesses walk over them: see pg_stat_activity.backend_xmin and pg_prepared_xacts' end;
   return next;
 
+  return query select * from meshaudit_private.verification_status();
   return query select * from meshaudit_private.journal_status();
   return query select * from meshaudit_private.protection_status();
   return query select * from meshaudit_private.supabase_vault_status();

@@ -20,14 +20,12 @@ create function meshaudit_private.metrics(p_role text) returns table (name text,
 language plpgsql stable security definer set search_path = ''
 as $$
 declare
-  v_settings meshaudit_private.settings;
   j meshaudit_private.journal;
   p meshaudit_private.journal_progress;
   f meshaudit_private.feed_state;
   v_now constant pg_catalog.timestamptz := pg_catalog.clock_timestamp();
 begin
   perform meshaudit_private.require_whole_log(p_role);
-  select * into v_settings from meshaudit_private.settings;
   select * into j from meshaudit_private.journal;
   select * into p from meshaudit_private.journal_progress;
   select * into f from meshaudit_private.feed_state;
@@ -45,8 +43,6 @@ begin
         pg_catalog.pg_wal_lsn_diff(pg_catalog.pg_current_wal_flush_lsn(), p.sealed_lsn) end::pg_catalog.float8),
       ('meshaudit_feed_events_total', f.last_id::pg_catalog.float8),
       ('meshaudit_feed_lag_seconds', extract(epoch from v_now - f.ran_at)::pg_catalog.float8),
-      ('meshaudit_verified_timestamp_seconds', extract(epoch from v_settings.verified_at)::pg_catalog.float8),
-      ('meshaudit_verified_problems', v_settings.verified_problems::pg_catalog.float8),
       ('meshaudit_partitions_ahead', (
         select pg_catalog.count(*) from pg_catalog.pg_inherits i
         join pg_catalog.pg_class c on c.oid = i.inhrelid
@@ -55,6 +51,12 @@ begin
             ::pg_catalog.timestamptz > v_now)::pg_catalog.float8)
     ) s ("check_name", number)
     where s.number is not null;
+  return query
+    select v.name, '{}'::pg_catalog.jsonb, v.value from meshaudit_private.verification_metrics() v where v.value is not null;
+  return query
+    select 'meshaudit_alerts_total', pg_catalog.jsonb_build_object('rule', t.rule, 'severity', t.severity),
+        t.raised::pg_catalog.float8
+      from meshaudit_private.alert_totals t order by t.rule, t.severity;
   return query
     select 'meshaudit_journal_refused_total', pg_catalog.jsonb_build_object('why', r.why), r.number::pg_catalog.float8
     from (values ('forged', p.forged), ('garbage', p.garbage), ('replayed', p.replayed)) r (why, number)

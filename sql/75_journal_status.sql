@@ -21,7 +21,7 @@ begin
   ok := j.armed;
   detail := case when j.armed then pg_catalog.format('armed since %s',
       pg_catalog.to_char(j.armed_at at time zone 'UTC', 'YYYY-MM-DD HH24:MI "UTC"'))
-    else 'not armed: a rolled-back access leaves no trace, and READ ONLY transactions get no secret; run meshaudit.arm_journal()' end;
+    else 'not armed: a rolled-back access leaves no trace, READ ONLY transactions get no secret, and who reads the log in either goes unrecorded; run meshaudit.arm_journal()' end;
   return next;
   if not j.armed then
     return;

@@ -34,7 +34,7 @@ begin
     return (
       select coalesce(pg_catalog.array_agg(a.scope), '{}') from meshaudit_private.auditors a
       where a.identity_source = 'jwt'
-        and a.identity = meshaudit_private.clean(meshaudit_private.member(v_claims, 'sub'), 256)
+        and a.identity = meshaudit_private.subject(meshaudit_private.json_object(v_claims))
     );
   end if;
   return meshaudit_private.visible_scopes(p_role);

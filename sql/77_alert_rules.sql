@@ -162,13 +162,9 @@ as $$
       f.message, f.at, 1, 1, null, null, null, null)::meshaudit_private.alert_hit)
   from meshaudit_private.alert_rules r
   join (
-    select 'verification' as rule, coalesce(s.verified_at, pg_catalog.clock_timestamp()) as at,
-      pg_catalog.format('verify() found %s problems', s.verified_problems) as message, 0::pg_catalog.int8 as threshold
-    from meshaudit_private.settings s where s.verified_problems > 0
-    union all
-    select 'lag', pg_catalog.clock_timestamp(),
-      pg_catalog.format('nobody sealed or fed for %s seconds', pg_catalog.round(extract(epoch from q.quiet))),
-      q.quiet_seconds
+    select 'lag' as rule, pg_catalog.clock_timestamp() as at,
+      pg_catalog.format('nobody sealed or fed for %s seconds', pg_catalog.round(extract(epoch from q.quiet))) as message,
+      q.quiet_seconds as threshold
     from (
       select greatest(p_quiet, case when j.armed then pg_catalog.clock_timestamp() - p.sealed_at end) as quiet,
         extract(epoch from greatest(p_quiet, case when j.armed then pg_catalog.clock_timestamp() - p.sealed_at end))::pg_catalog.int8
@@ -190,4 +186,30 @@ as $$
     else true end
   where r.enabled
 $$;
-comment on function meshaudit_private.hits_of_system(interval) is 'What verification, lag and partitions find.';
+comment on function meshaudit_private.hits_of_system(interval) is 'What lag and partitions find.';
+
+-- Each verification is told once; several failed ones of a run are one hit.
+create function meshaudit_private.hits_of_verifications() returns meshaudit_private.alert_hit[]
+language plpgsql volatile set search_path = ''
+as $$
+declare
+  v_hits meshaudit_private.alert_hit[];
+begin
+  with looked as (
+    update meshaudit_private.verifications v set told = true where not v.told and v.ended_at is not null
+    returning v.ended_at, v.problems, v.first_problem, v.verified_by
+  ), failed as (
+    select max(l.ended_at) as at, pg_catalog.count(*) as count,
+      (pg_catalog.array_agg(pg_catalog.format('a verification by %s found %s problems', l.verified_by, l.problems)
+        || coalesce(', first: ' || l.first_problem, '') order by l.ended_at desc))[1] as message
+    from looked l where l.problems > 0
+  )
+  select pg_catalog.array_agg(row(r.rule, r.severity, '', meshaudit_private.window_of(r.period, f.at), '*', null, null,
+      f.message, f.at, f.count, f.count, null, null, null, null)::meshaudit_private.alert_hit)
+    into v_hits
+    from failed f join meshaudit_private.alert_rules r on r.rule = 'verification' and r.enabled
+    where f.count > 0;
+  return v_hits;
+end
+$$;
+comment on function meshaudit_private.hits_of_verifications() is 'What verification finds: results that were recorded since the last run.';

@@ -32,6 +32,8 @@ begin
       continue;
     end if;
     v_made := v_made + 1;
+    insert into meshaudit_private.alert_totals as t (rule, severity, raised) values (a.rule, a.severity, 1)
+      on conflict (rule, severity) do update set raised = t.raised + 1;
     insert into meshaudit_private.alert_repeats (alert_id, count, last_at) values (a.alert_id, h.count, h.happened_at);
     insert into meshaudit.audit_feed (feed_id, kind, scope, "timestamp", user_identity, identity_source, secret_id,
         secret_table, ip_address, alert)
@@ -100,7 +102,7 @@ begin
     update meshaudit_private.alert_state set evaluated_id = v_upto where singleton;
   end if;
   if p_quiet > '10 seconds'::pg_catalog.interval or s.checked_at < pg_catalog.clock_timestamp() - '10 seconds'::pg_catalog.interval then
-    v_hits := v_hits || meshaudit_private.hits_of_system(p_quiet);
+    v_hits := v_hits || meshaudit_private.hits_of_system(p_quiet) || meshaudit_private.hits_of_verifications();
     perform meshaudit_private.forget();
   end if;
   return meshaudit_private.raise_alerts(v_hits, p_upto);

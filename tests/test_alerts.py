@@ -156,7 +156,7 @@ def test_the_system(calm: Db) -> None:
         rule(calm, name)
     feed(calm.su)
     assert check() == []
-    calm.su.execute("update meshaudit_private.settings set verified_problems = 2, verified_at = now()")
+    one(calm.su, "select meshaudit.record_verification(2)")
     assert check() == ["verification"]
     assert check() == ["verification"]
     rule(calm, "partitions", threshold=100)

@@ -5,6 +5,7 @@ import io
 import json
 import time
 from collections.abc import Iterator
+from datetime import datetime
 from typing import Any
 
 import pytest
@@ -122,6 +123,53 @@ def test_exports_are_the_log(api: Api, api_db: Db) -> None:
     assert [json.loads(line) for line in lines] == page
     table = csv.DictReader(io.StringIO(api.get("/api/audit-logs/export", ALL, scope="odd").text))
     assert next(table)["application_name"] == page[0]["application_name"] == 'q"u,o\\te'
+
+
+def _told(db: Db, after: datetime) -> list[tuple[str, str, str]]:
+    rows = db.su.execute(
+        "select secret_id, user_identity, outcome from meshaudit.audit_logs"
+        " where secret_table = 'meshaudit.audit_logs' and timestamp > %s order by id",
+        [after],
+    )
+    return rows.fetchall()
+
+
+def _now(db: Db) -> datetime:
+    row = db.su.execute("select clock_timestamp()").fetchone()
+    assert row is not None
+    found: datetime = row[0]
+    return found
+
+
+def test_readings_are_recorded(api: Api, api_db: Db) -> None:
+    """Who read what, and how much; once each, and without a journal."""
+    mine = _in_scope(api_db, "two")
+    start = _now(api_db)
+    api.get("/api/audit-logs", TWO, scope="two", limit=2)
+    api.get(f"/api/audit-logs/{mine[0]}", TWO)
+    api.get("/api/audit-logs/999999999", TWO)
+    api.get("/api/audit-logs/export", TWO, outcome="granted")
+    api.get("/api/audit-logs/export", bearer("nobody"), format="jsonl", date_range="2026-01-01/2026-02-01")
+    assert _told(api_db, start) == [
+        ("search (scope two): 2 entries", "sees-two", "granted"),
+        (f"entry ({mine[0]}): 1 entries", "sees-two", "granted"),
+        ("entry (999999999): 0 entries", "sees-two", "granted"),
+        ("export (outcome granted, csv): begun", "sees-two", "granted"),
+        (f"export (outcome granted, csv): {len(mine)} entries", "sees-two", "granted"),
+        *(
+            (
+                f"export (from 2026-01-01T00:00:00+00:00, to 2026-02-01T00:00:00+00:00, jsonl): {end}",
+                "nobody",
+                "denied",
+            )
+            for end in ("begun", "0 entries")
+        ),
+    ]
+    # What is refused before it reads anything is no reading.
+    start = _now(api_db)
+    for path in ("/api/audit-logs?limit=0", "/api/audit-logs/export?format=x", "/api/audit-logs/x"):
+        assert api.get(path, TWO).status_code in (400, 404)
+    assert _told(api_db, start) == []
 
 
 @pytest.mark.parametrize(
@@ -324,7 +372,8 @@ def test_an_export_takes_no_memory(api_db: Db) -> None:
         assert lines > 60_000
         assert size > 20 << 20
         assert api.memory() - before < 8 << 20
-        # Who goes away half-way leaves nothing behind: more than may be open at a time.
+        # Who goes away half-way leaves nothing behind but the entries: more than may be open at a time.
+        start = _now(api_db)
         for _ in range(12):
             with api.client.stream("GET", "/api/audit-logs/export", headers=ALL) as answer:
                 if answer.status_code == 200:
@@ -334,3 +383,10 @@ def test_an_export_takes_no_memory(api_db: Db) -> None:
             lambda: api.get("/api/audit-logs/export", ALL, scope="odd").status_code == 200,
             what="a free place",
         )
+        # (The filling has left the trigger off that says who calls.)
+        told = [what for what, _, _ in _told(api_db, start) if what.startswith("export (csv): ")]
+        begun = told.count("export (csv): begun")
+        broken = [what for what in told if what.endswith(" entries, broken off")]
+        assert broken
+        assert all(int(what.split()[2]) < lines for what in broken)
+        assert len(told) == 2 * begun

@@ -1,5 +1,6 @@
 """The stream: every entry exactly once, to whom it may be shown, whatever is restarted meanwhile."""
 
+import contextlib
 import json
 import subprocess
 import threading
@@ -10,12 +11,23 @@ import httpx
 import psycopg
 import pytest
 
+from meshaudit import schema
 from meshaudit.server import Server
 from tests.api_support import Api, bearer, events, gateway, problem, record, serving
-from tests.cli_support import PROGRAM, environment, ok
+from tests.cli_support import PROGRAM, environment
 from tests.support import Db, wait_until
 
 ALL, ONE = bearer("sees-all"), bearer("sees-one")
+
+
+def _told(db: Db, kind: str) -> list[tuple[str, str]]:
+    """What was recorded of readings of that kind."""
+    rows = db.su.execute(
+        "select secret_id, user_identity from meshaudit.audit_logs"
+        " where secret_table = 'meshaudit.audit_logs' and secret_id ^@ %s order by id",
+        [kind],
+    )
+    return [(what, who) for what, who in rows]
 
 
 @pytest.fixture
@@ -86,6 +98,14 @@ def test_it_resumes_behind_the_last_id(streaming: tuple[Db, Api]) -> None:
             taken = _take(events(answer.iter_lines()), min(3, 8 - len(got)))
         got, last = got + _keys(taken), taken[-1]["id"]
     assert got == _ids(db, "one")
+    # Each start is an entry, and how much was seen; none of them is an event that the reader gets for it.
+    wait_until(lambda: len(_told(db, "stream")) == 6, what="the last stream's entry")
+    told = _told(db, "stream")
+    assert {who for _, who in told} == {"sees-one"}
+    begun = [what for what, _ in told if what.endswith("begun")]
+    assert begun[0] == "stream (after 0): begun"
+    assert len(begun) == 3
+    assert sum(int(what.split("): ")[1].split()[0]) for what, _ in told if what not in begun) >= 8
 
 
 def test_what_the_feed_no_longer_holds(streaming: tuple[Db, Api]) -> None:
@@ -154,94 +174,102 @@ class _Follower(threading.Thread):
     def __init__(self, url: str) -> None:
         super().__init__(daemon=True)
         self.url, self.got, self.done, self.last = url, list[int](), threading.Event(), "0"
+        self.status: object = None
 
     def run(self) -> None:
         while not self.done.is_set():
             headers = {**ALL, "Last-Event-ID": self.last}
-            try:
-                with httpx.stream(
-                    "GET", f"{self.url}/api/audit-logs/stream", headers=headers, timeout=15
-                ) as a:
-                    self.status = a.status_code if a.is_success else f"{a.status_code} {a.read()!r}"
-                    for event in events(a.iter_lines()):
-                        if "id" in event:
-                            self.last = event["id"]
-                        self.got += _keys([event])
-                        if self.done.is_set():
-                            return
-            except httpx.HTTPError:
-                time.sleep(0.05)
+            address = f"{self.url}/api/audit-logs/stream"
+            # Less than the stream's own sign of life: what is lost is missed soon.
+            with (
+                contextlib.suppress(httpx.HTTPError),
+                httpx.stream("GET", address, headers=headers, timeout=15) as answer,
+            ):
+                self.status = answer.status_code
+                for event in events(answer.iter_lines()):
+                    if "id" in event:
+                        self.last = event["id"]
+                    self.got += _keys([event])
+                    if self.done.is_set():
+                        return
+            self.done.wait(0.05)
 
 
 def test_exactly_once_over_restarts() -> None:
-    """Of Postgres, of the sealer (killed), and of this server."""
+    """Of the sealer (killed), of Postgres (killed), and of this server; each while there is something to tell."""
     settings = {"wal_level": "logical", "fsync": "off"}
-    with Server.temporary(settings=settings) as server:
-        ok("migrate", dsn=server.dsn())
+    with Server.temporary(settings=settings) as server, contextlib.ExitStack() as stack:
         with psycopg.connect(server.dsn(), autocommit=True) as conn:
+            schema.install(conn)
             conn.execute(
                 "create role authenticated nologin; create role gate login noinherit password 'x';"
                 "grant authenticated to gate; select meshaudit.set_setting('gateway_roles', 'gate');"
                 "select meshaudit.grant_auditor('sees-all')"
             )
             conn.execute("select meshaudit.arm_journal()")
+        written: list[str] = []
+        told = "select count(*) from meshaudit.audit_logs where secret_table = 'meshaudit.secrets'"
+
+        def write(count: int) -> None:
+            with psycopg.connect(server.dsn(), autocommit=True) as conn:
+                for _ in range(count):
+                    key = f"k{len(written)}"
+                    conn.execute("select meshaudit.write_secret(%s, 'v')", [key])
+                    written.append(key)
+
+        def told_all(what: str) -> None:
+            with psycopg.connect(server.dsn(), autocommit=True) as conn:
+                assert conn.execute(told.encode()).fetchone() == (len(written),)
+                wanted = "select id from meshaudit.audit_logs order by id"
+
+                def missing() -> set[int]:
+                    return {id for (id,) in conn.execute(wanted.encode())} - set(follower.got)
+
+                try:
+                    wait_until(lambda: not missing(), 60, what)
+                except AssertionError as exc:
+                    feed = conn.execute("select count(*), max(feed_id) from meshaudit.audit_feed").fetchone()
+                    seen = (follower.is_alive(), follower.status, follower.last, sorted(missing()))
+                    raise AssertionError(f"{exc}: {seen}, feed {feed}, sealer {sealer.poll()}") from exc
+
         dsn = psycopg.conninfo.make_conninfo(server.dsn(), user="gate", password="x")
-        api, sealer = Api(dsn), _sealer(server)
+        sealer = _sealer(server, stack)
+        api = Api(dsn)
+        stack.callback(api.stop)
         follower = _Follower(api.url)
         follower.start()
-        try:
-            for turn in range(4):
-                with psycopg.connect(server.dsn(), autocommit=True) as conn:
-                    for n in range(25):
-                        conn.execute("select meshaudit.write_secret(%s, 'v')", [f"k{turn}-{n}"])
-                if turn == 0:
-                    sealer.kill()
-                    sealer.communicate()
-                    sealer = _sealer(server)
-                elif turn == 1:
-                    server.kill()
-                    server.start()
-                elif turn == 2:
-                    api.stop()
-                    api = Api(dsn)
-                    follower.url = api.url
-            with psycopg.connect(server.dsn(), autocommit=True) as conn:
-                wanted = [i for (i,) in conn.execute("select id from meshaudit.audit_logs order by id")]
-                try:
-                    wait_until(lambda: len(follower.got) >= len(wanted), 60, f"{len(wanted)} entries")
-                except AssertionError:
-                    print(
-                        "GOT",
-                        follower.is_alive(),
-                        getattr(follower, "status", None),
-                        follower.last,
-                        len(follower.got),
-                        "missing",
-                        sorted(set(wanted) - set(follower.got)),
-                    )
-                    print(
-                        "FEED",
-                        conn.execute(
-                            "select count(*), max(feed_id), max(id) from meshaudit.audit_feed"
-                        ).fetchall(),
-                    )
-                    print(
-                        "SEALER",
-                        sealer.poll(),
-                        conn.execute('select "check", ok, detail from meshaudit.status()').fetchall(),
-                    )
-                    raise
-                assert sorted(follower.got) == wanted
-        finally:
-            follower.done.set()
-            sealer.kill()
-            sealer.communicate()
-            api.stop()
+        stack.callback(follower.done.set)
+        write(10)
+        told_all("what the first sealer fed")
+        write(10)
+        sealer.kill()
+        write(10)
+        # While nobody is there to be connected to, a new sealer starts: it waits.
+        server.kill()
+        sealer = _sealer(server, stack)
+        server.start()
+        write(10)
+        told_all("what was written over the crash")
+        again = Api(dsn)
+        stack.callback(again.stop)
+        write(10)
+        follower.url = again.url
+        api.stop()
+        write(10)
+        told_all("what was written over the restart of the API")
+        assert len(follower.got) == len(set(follower.got))
 
 
-def _sealer(server: Server) -> "subprocess.Popen[bytes]":
-    return subprocess.Popen(
+def _sealer(server: Server, stack: contextlib.ExitStack) -> "subprocess.Popen[bytes]":
+    process = subprocess.Popen(
         [*PROGRAM, "seal", "--follow"],
         env=environment({"MESHAUDIT_DSN": server.dsn()}),
         stderr=subprocess.DEVNULL,
     )
+
+    def end() -> None:
+        process.kill()
+        process.communicate()
+
+    stack.callback(end)
+    return process

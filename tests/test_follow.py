@@ -6,12 +6,16 @@ import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from threading import Event, Thread
 from typing import Any
 
 import psycopg
 import pytest
 
-from meshaudit import schema
+from meshaudit import db as connections
+from meshaudit import follow, schema
+from meshaudit.errors import MeshauditError
+from meshaudit.queries import Entry, Filters
 from meshaudit.server import Server
 from tests import servers
 from tests.cli_support import PROGRAM, environment
@@ -97,29 +101,38 @@ def test_every_entry_once_over_restarts(server: Server, tmp_path: Path) -> None:
     assert "went away" in out.with_suffix(".err").read_text()
 
 
-def test_a_feed_that_nobody_fills_is_told(db: Db, tmp_path: Path) -> None:
+def test_a_feed_that_nobody_fills_is_told(db: Db, monkeypatch: pytest.MonkeyPatch) -> None:
     role = db.role("auditor")
     db.su.execute("select meshaudit.grant_auditor(%s)", [role])
-    out = tmp_path / "followed"
-    with program(db.dsn(role), out, "logs", "--follow"):
-        wait_until(lambda: begun(out), 20, "the follower")
+    monkeypatch.setattr(follow, "_STALE", 0.3)
+    notes: list[str] = []
+    shown: list[str] = []
+    stop = Event()
+
+    def show(page: list[Entry]) -> None:
+        shown.extend(entry.operation for entry in page)
+
+    def run() -> None:
+        follow.follow(lambda: connections.connect(db.dsn(role)), Filters(), show, notes.append, stop)
+
+    follower = Thread(target=run, daemon=True)
+    follower.start()
+    try:
+        wait_until(lambda: notes, 20, "the follower")
         write(db.su, "unseen")
-        wait_until(lambda: b"not being filled" in out.with_suffix(".err").read_bytes(), 30, "the hint")
-        assert out.read_bytes() == b""
+        wait_until(lambda: any("not being filled" in note for note in notes), 30, "the hint")
+        assert shown == []
         db.su.execute("select meshaudit.feed()")
-        wait_until(lambda: b"create" in out.read_bytes(), 20, "what was fed then")
+        wait_until(lambda: "create" in shown, 20, "what was fed then")
+    finally:
+        stop.set()
+        follower.join(20)
+    assert not follower.is_alive()
 
 
 def test_what_has_left_the_feed_is_no_silent_gap(db: Db) -> None:
     """A follower that was away for too long stops, and says what it has missed."""
-    from threading import Event
-
-    from meshaudit import db as connections
-    from meshaudit.errors import MeshauditError
-    from meshaudit.follow import _Follower
-    from meshaudit.queries import Filters
-
-    follower = _Follower(Filters(), lambda page: None, lambda text: None, Event())
+    follower = follow._Follower(Filters(), lambda page: None, lambda text: None, Event())
     db.su.execute("select meshaudit.set_setting('feed_keep', '1000')")
     for number in range(3):
         db.su.execute(

@@ -28,7 +28,9 @@ def _expressions() -> Iterator[str]:
 
 
 def _known() -> set[str]:
-    text = (ROOT / "sql" / "64_metrics.sql").read_text("utf-8")
+    text = "".join(
+        (ROOT / "sql" / f"{name}.sql").read_text("utf-8") for name in ("59_verifications", "64_metrics")
+    )
     text += Path(ROOT / "meshaudit" / "api" / "metrics.py").read_text("utf-8")
     plain = set(NAME.findall(text))
     return plain | {f"{name}_{part}" for name in plain for part in ("count", "bucket", "total")}

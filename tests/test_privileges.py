@@ -40,6 +40,9 @@ FUNCTIONS = {
     "expire_archive": {OPERATOR},
     "expiries": {AUDITOR, OPERATOR},
     "log_cursor": {AUDITOR},
+    "audit_log": {AUDITOR},
+    "note_reading": {AUDITOR},
+    "record_verification": {AUDITOR, OPERATOR},
     "sees_everything": {AUDITOR},
     "verify": {AUDITOR, OPERATOR},
     "checkpoint": {AUDITOR, OPERATOR},
@@ -82,7 +85,11 @@ OF_PROTECT = (
 # Schema meshaudit_private: its owner's, but for what a query on the view is checked against. Naming any of
 # it takes USAGE on the schema, which nobody has.
 PRIVATE_FUNCTIONS = {
-    **{key: {AUDITOR} for key in ("visible_scopes", "reading", "begin_search", "search", "note_search")},
+    **{
+        key: {AUDITOR}
+        for key in ("visible_scopes", "reading", "begin_search", "search", "find", "note_reading")
+    },
+    "record_verification": {AUDITOR, OPERATOR},
     "feed_scopes": {AUDITOR},
     "acknowledge_alert": {AUDITOR},
     "feed_range": {AUDITOR},

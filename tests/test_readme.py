@@ -11,6 +11,7 @@ import pytest
 from psycopg import errors as pg
 from typer.main import get_command
 
+from meshaudit import schema
 from meshaudit.cli import app
 from meshaudit.server import Server
 from tests.cli_support import ok, run
@@ -257,8 +258,8 @@ def lazy() -> Iterator[Server]:
 
 
 def test_limit_a_crash_takes_entries_of_asynchronous_commits(lazy: Server) -> None:
-    ok("migrate", dsn=lazy.dsn())
     with psycopg.connect(lazy.dsn(), autocommit=True) as conn:
+        schema.install(conn)
         conn.execute("select meshaudit.write_secret('k', 'v')")
         conn.execute("set synchronous_commit = off")
         assert conn.execute("select meshaudit.read_secret_by_key('k')").fetchone() == (b"v",)

@@ -16,6 +16,7 @@ import pytest
 
 from meshaudit import sealer
 from meshaudit.errors import CannotRecord, MeshauditError
+from tests.cli_support import PROGRAM, environment, run
 from tests.journal_support import READ, Journal, one
 from tests.support import Db, wait_until
 
@@ -171,6 +172,31 @@ def test_no_server(journal: Journal) -> None:
     with following("host=127.0.0.1 port=1 dbname=x") as events:
         wait_until(lambda: [name for name, _ in events].count("retrying") >= 2)
     assert "connected" not in [name for name, _ in events]
+
+
+def test_a_server_that_comes_later() -> None:
+    """The program waits for it, as for one that comes back; and ends where waiting would not mend it."""
+    process = subprocess.Popen(
+        [*PROGRAM, "seal", "--follow"],
+        env=environment({"MESHAUDIT_DSN": "postgresql://127.0.0.1:1/x"}),
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    with process:
+        assert process.stderr is not None
+        events: list[str] = []
+        while events.count("retrying") < 2:
+            events.append(json.loads(process.stderr.readline())["event"])
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 0
+    assert events[0] == "started"
+    assert "connected" not in events
+
+
+def test_a_database_without_meshaudit(empty_db: Db) -> None:
+    done = run("seal", "--follow", dsn=empty_db.dsn())
+    assert done.returncode == 2
+    assert "error: this database has no meshaudit schema" in done.stderr.splitlines()[-1]
 
 
 def test_drain(journal: Journal) -> None:

@@ -41,30 +41,30 @@ analyze meshaudit_private.ledger;
 
 # A filter, and the indexes that may answer it to an auditor of all; to one of a scope, that on scope may too.
 FILTERS: dict[str, tuple[dict[str, Any], str]] = {
-    "nothing": ({}, "timestamp_id_idx"),
-    "secret": ({"secret_id": "secret 5"}, "secret_id_timestamp_id_idx"),
-    "time": ({"from_time": "2025-03-10 00:00+00", "to_time": "2025-03-12 00:00+00"}, "timestamp_id_idx"),
-    "identity": ({"user_identity": "user 5"}, "user_identity_timestamp_id_idx"),
-    "access read": ({"access_type": "read"}, "timestamp_id_idx"),
-    "access write": ({"access_type": "write"}, "timestamp_id_idx1"),
-    "operation read": ({"operation": "read"}, "timestamp_id_idx"),
-    "operation": ({"operation": "create"}, "operation_timestamp_id_idx"),
-    "outcome granted": ({"outcome": "granted"}, "timestamp_id_idx"),
-    "outcome": ({"outcome": "denied"}, "outcome_timestamp_id_idx"),
-    "scope": ({"scope": "scope 7"}, "scope_timestamp_id_idx"),
-    "ip": ({"ip": "10.0.0.7"}, "ip_address_timestamp_id_idx"),
-    "network": ({"ip": "10.0.1.192/30"}, "ip_address_timestamp_id_idx"),
+    "nothing": ({}, "timestamp_idx"),
+    "secret": ({"secret_id": "secret 5"}, "secret_id_timestamp_user_identity_scope_idx"),
+    "time": ({"from_time": "2025-03-10 00:00+00", "to_time": "2025-03-12 00:00+00"}, "timestamp_idx"),
+    "identity": ({"user_identity": "user 5"}, "user_identity_timestamp_scope_idx"),
+    "access read": ({"access_type": "read"}, "timestamp_idx"),
+    "access write": ({"access_type": "write"}, "timestamp_scope_idx"),
+    "operation read": ({"operation": "read"}, "timestamp_idx"),
+    "operation": ({"operation": "create"}, "operation_timestamp_scope_idx"),
+    "outcome granted": ({"outcome": "granted"}, "timestamp_idx"),
+    "outcome": ({"outcome": "denied"}, "outcome_timestamp_scope_idx"),
+    "scope": ({"scope": "scope 7"}, "scope_timestamp_idx"),
+    "ip": ({"ip": "10.0.0.7"}, "ip_address_timestamp_idx"),
+    "network": ({"ip": "10.0.1.192/30"}, "ip_address_timestamp_idx"),
     "secret, time": (
         {"secret_id": "secret 5", "from_time": "2025-03-10 00:00+00", "to_time": "2025-04-01 00:00+00"},
-        "secret_id_timestamp_id_idx",
+        "secret_id_timestamp_user_identity_scope_idx",
     ),
     "identity, time": (
         {"user_identity": "user 5", "from_time": "2025-03-10 00:00+00", "to_time": "2025-04-01 00:00+00"},
-        "user_identity_timestamp_id_idx",
+        "user_identity_timestamp_scope_idx",
     ),
     "secret, identity": (
         {"secret_id": "secret 5", "user_identity": "user 5"},
-        "secret_id_timestamp_id_idx|user_identity_timestamp_id_idx",
+        "secret_id_timestamp_user_identity_scope_idx|user_identity_timestamp_scope_idx",
     ),
 }
 
@@ -99,7 +99,7 @@ def plans(db: Db, of: str, **filters: Any) -> list[str]:
 def test_every_filter_has_an_index(filled: Db, name: str, scope: str) -> None:
     filters, wanted = FILTERS[name]
     if scope != "*":
-        wanted += "|scope_timestamp_id_idx"
+        wanted += "|scope_timestamp_idx"
     found = plans(filled, scope, **filters)
     used = set(re.findall(r"ledger_2025_\d\d_(\w+_idx\d?)", "".join(found)))
     # With two filters the smaller index is taken; of those that are allowed, at least one.

@@ -21,6 +21,7 @@ from meshaudit.api.models import problems
 from meshaudit.api.params import FilterQuery, single
 from meshaudit.api.problems import bad_parameter
 from meshaudit.api.pump import Pump
+from meshaudit.api.readings import Reading, told
 from meshaudit.api.rows import matching, shown
 from meshaudit.queries import COLUMNS, Filters
 
@@ -49,7 +50,8 @@ class ExportQuery(FilterQuery):
     summary="Export the audit log",
     description="All entries that the caller may see and that pass all filters, newest first, as of one"
     " moment. Of any"
-    " size: it is streamed. An answer that ends before its last chunk is not complete.",
+    " size: it is streamed. An answer that ends before its last chunk is not complete. That it began, and how"
+    " many entries it was, are entries themselves.",
     operation_id="exportAuditLogs",
     response_class=StreamingResponse,
     responses={
@@ -83,18 +85,28 @@ async def _write(
 ) -> AsyncGenerator[bytes, None]:
     rows = _ROWS.format(shown=shown(), matching=matching(wanted))
     statement = (_CSV if form == "csv" else _JSON).format(rows=rows)
+    reading = Reading(parts, caller, request, "export", told(wanted, form))
+    entries, whole = 0, False
     with parts.exports.taken(caller.subject):
-        isolation = "repeatable read, read only"
-        async with parts.gate.acting(caller, request, isolation=isolation) as conn, conn.cursor() as cursor:
-            limit = str(int(parts.settings.export_seconds * 1000))
-            await conn.execute("select pg_catalog.set_config('statement_timeout', %s, true)", [limit])
-            buffer = bytearray(",".join(COLUMNS).encode() + b"\n" if form == "csv" else b"")
-            async with cursor.copy(statement) as copy:
-                async for row in copy:
-                    # JSON has no raw control characters, so that COPY doubles backslashes and escapes
-                    # nothing else.
-                    buffer += row if form == "csv" else bytes(row).replace(b"\\\\", b"\\")
-                    if len(buffer) >= _CHUNK:
-                        yield bytes(buffer)
-                        buffer.clear()
-            yield bytes(buffer)
+        await reading.begun()
+        try:
+            isolation = "repeatable read, read only"
+            acting = parts.gate.acting(caller, request, isolation=isolation)
+            async with acting as conn, conn.cursor() as cursor:
+                limit = str(int(parts.settings.export_seconds * 1000))
+                await conn.execute("select pg_catalog.set_config('statement_timeout', %s, true)", [limit])
+                buffer = bytearray(",".join(COLUMNS).encode() + b"\n" if form == "csv" else b"")
+                async with cursor.copy(statement) as copy:
+                    async for row in copy:
+                        # JSON has no raw control characters, so that COPY doubles backslashes and escapes
+                        # nothing else.
+                        buffer += row if form == "csv" else bytes(row).replace(b"\\\\", b"\\")
+                        entries += 1
+                        if len(buffer) >= _CHUNK:
+                            yield bytes(buffer)
+                            buffer.clear()
+                yield bytes(buffer)
+            whole = True
+        finally:
+            # Of one that is broken off, what was read from the database: a little more than was sent.
+            await reading.ended(entries, whole=whole)

@@ -22,7 +22,7 @@ from meshaudit.search_audit_logs(
   access_type => %(access_type)s::text, operation => %(operation)s::text, outcome => %(outcome)s::text,
   scope => %(scope)s::text, ip => %(ip)s::inet, after => %(after)s::text, page_size => %(page_size)s::int) l
 """).format(shown=shown())
-_ONE = sql.SQL("select {shown} from meshaudit.audit_logs l where l.id = %(id)s").format(shown=shown())
+_ONE = sql.SQL("select {shown} from meshaudit.audit_log(%(id)s) l").format(shown=shown())
 
 
 @router.get(

@@ -21,9 +21,12 @@ _HELP = {
     "meshaudit_feed_events": "Events that the feed has got.",
     "meshaudit_partitions_ahead": "Partitions ahead of now.",
     "meshaudit_verified_timestamp_seconds": "When the log was last verified, since the epoch.",
+    "meshaudit_verified_age_seconds": "Seconds since the log was last verified.",
     "meshaudit_verified_problems": "Problems that the last verification found.",
+    "meshaudit_verified_entries": "Entries that the last verification looked at.",
+    "meshaudit_verify_progress_ratio": "How far a verification is that runs now, of 1.",
     "meshaudit_check_ok": "1 if that check of meshaudit.status() is well.",
-    "meshaudit_alerts": "Alerts that the feed has told, by rule and severity.",
+    "meshaudit_alerts": "Alerts raised, by rule and severity.",
     "meshaudit_function_calls": "Calls of a function of the access path, if track_functions counts them.",
     "meshaudit_function_seconds": "Time spent in a function of the access path, what it calls included.",
 }

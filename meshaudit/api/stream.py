@@ -29,6 +29,7 @@ from meshaudit.api.models import problems
 from meshaudit.api.params import FilterQuery, single
 from meshaudit.api.problems import Problem, bad_parameter, gone, of_database
 from meshaudit.api.pump import Pump
+from meshaudit.api.readings import Reading, told
 from meshaudit.api.rows import matching, shown
 
 router = APIRouter(tags=["audit log"])
@@ -60,6 +61,7 @@ class _Subscriber:
     request: Request
     where: sql.Composable
     position: int = 0
+    shown: int = 0  # entries
 
     async def begin(self) -> None:
         """Start at the present."""
@@ -86,6 +88,7 @@ class _Subscriber:
                 " Last-Event-ID",
             )
         events = [row for row in rows if row["feed_id"] is not None]
+        self.shown += sum(row["kind"] == "entry" for row in events)
         full = len(events) == _BATCH
         self.position = events[-1]["feed_id"] if full else newest
         return events, full
@@ -100,7 +103,8 @@ class _Subscriber:
     " behind it, without a"
     " gap and without a repetition. Events: `entry` (as in a search, without prev_hash), `alert`, and"
     " `end`, which says"
-    " why the server ends the stream. The stream ends when the token does.",
+    " why the server ends the stream. The stream ends when the token does. That it began, and how many"
+    " entries it was, are entries themselves.",
     operation_id="streamAuditLogs",
     response_class=StreamingResponse,
     responses={
@@ -127,40 +131,53 @@ async def stream(
         Header(description="The last id seen. Without it the stream starts now.", pattern="^[0-9]{1,18}$"),
     ] = None,
 ) -> Response:
-    follower = _Subscriber(parts, caller, request, matching(query.filters()))
+    wanted = query.filters()
+    follower = _Subscriber(parts, caller, request, matching(wanted))
+    place = () if last_event_id is None else (f"after {last_event_id[:18]}",)
+    reading = Reading(parts, caller, request, "stream", told(wanted, *place))
     if last_event_id is not None:
         if not re.fullmatch("[0-9]{1,18}", last_event_id, re.ASCII):
             raise bad_parameter("Last-Event-ID", "Last-Event-ID is not an id of this stream")
         follower.position = int(last_event_id)
-    chunks = await Pump(_follow(follower, resume=last_event_id is not None)).started()
+    chunks = await Pump(_follow(follower, reading, resume=last_event_id is not None)).started()
     return StreamingResponse(chunks, media_type="text/event-stream", headers={"X-Accel-Buffering": "no"})
 
 
-async def _follow(follower: _Subscriber, *, resume: bool) -> AsyncGenerator[bytes, None]:
-    parts = follower.parts
-    ends, why = _end(follower)
-    with parts.streams.taken(follower.caller.subject):
+async def _follow(follower: _Subscriber, reading: Reading, *, resume: bool) -> AsyncGenerator[bytes, None]:
+    with follower.parts.streams.taken(follower.caller.subject):
         if not resume:
             await follower.begin()
-        moved = parts.listener.moved
+        moved = follower.parts.listener.moved
         events, more = await follower.look()
-        yield f"retry: {_RETRY}\n".encode() + _events(events, follower.position)
-        while time.time() < ends and not parts.stopping.is_set():
-            if not more:
-                await _wait(moved, parts.stopping, min(_HEARTBEAT, max(0.0, ends - time.time())))
-            moved = parts.listener.moved
-            before = follower.position
-            try:
-                events, more = await follower.look()
-            except Exception as exc:
-                # A status can no longer be sent. The client comes back with its last id, and gets one.
-                problem = exc if isinstance(exc, Problem) else of_database(exc)
-                yield _end_event(problem.kind, problem.detail)
-                return
-            if events or follower.position != before:
-                yield _events(events, follower.position)
-            elif not moved.is_set():
-                yield b": still here\n\n"
+        await reading.begun()
+        try:
+            yield f"retry: {_RETRY}\n".encode() + _events(events, follower.position)
+            async for chunk in _go_on(follower, moved, more):
+                yield chunk
+        finally:
+            if follower.shown:
+                await reading.ended(follower.shown)
+
+
+async def _go_on(follower: _Subscriber, moved: asyncio.Event, more: bool) -> AsyncGenerator[bytes, None]:
+    parts = follower.parts
+    ends, why = _end(follower)
+    while time.time() < ends and not parts.stopping.is_set():
+        if not more:
+            await _wait(moved, parts.stopping, min(_HEARTBEAT, max(0.0, ends - time.time())))
+        moved = parts.listener.moved
+        before = follower.position
+        try:
+            events, more = await follower.look()
+        except Exception as exc:
+            # A status can no longer be sent. The client comes back with its last id, and gets one.
+            problem = exc if isinstance(exc, Problem) else of_database(exc)
+            yield _end_event(problem.kind, problem.detail)
+            return
+        if events or follower.position != before:
+            yield _events(events, follower.position)
+        elif not moved.is_set():
+            yield b": still here\n\n"
     yield _end_event("stopping", "the server stops") if parts.stopping.is_set() else _end_event(*why)
 
 

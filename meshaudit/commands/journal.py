@@ -56,9 +56,6 @@ def seal(
     somebody must act.
     """
     where = dsn(context, database)
-    with db.connect(where) as conn, db.errors(_HINT):
-        require_current(conn)
-        total = 0 if follow else sealer.drain(conn)
     if follow:
         stop = Event()
 
@@ -69,8 +66,14 @@ def seal(
 
         signal.signal(signal.SIGTERM, leave)
         signal.signal(signal.SIGINT, leave)
-        sealer.follow(where, stop=stop, interval=interval)
-    elif wants_json(context, as_json):
+        # A server that is not there yet is waited for, as one that goes away is.
+        with db.errors(_HINT):
+            sealer.follow(where, stop=stop, interval=interval)
+        return
+    with db.connect(where) as conn, db.errors(_HINT):
+        require_current(conn)
+        total = sealer.drain(conn)
+    if wants_json(context, as_json):
         output.dump({"entries": total})
     else:
         print(f"sealed: {total} {'entry' if total == 1 else 'entries'}")

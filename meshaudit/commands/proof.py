@@ -14,6 +14,7 @@ from meshaudit import db, extra, filters, output
 from meshaudit import verify as verifier
 from meshaudit.commands.options import Dsn, Json, dsn, names_database, wants_json
 from meshaudit.errors import BadArgument
+from meshaudit.verifications import Recorder
 from meshaudit.version import require_current
 
 if TYPE_CHECKING:
@@ -36,6 +37,13 @@ def verify(
         str | None,
         typer.Option("--archive", metavar="DIR|URL", help="Where meshaudit archive wrote to."),
     ] = None,
+    record: Annotated[
+        bool | None,
+        typer.Option(
+            "--record/--no-record",
+            help="Keep the result in the database, for status and alerts. By default where that can be done.",
+        ),
+    ] = None,
     database: Dsn = None,
     as_json: Json = False,
 ) -> None:
@@ -44,6 +52,8 @@ def verify(
     With a checkpoint: also that nothing recorded before it has gone or changed. With an archive: its files,
     and, if a database is named, that both are one history.
     """
+    if record and (from_time or to_time):
+        raise BadArgument("--record is for the whole log", "leave --from and --to out")
     start, end = filters.time("--from", from_time), filters.time("--to", to_time)
     # Before the database is asked: a bad file should not cost a long run.
     held = _held(checkpoint) if checkpoint is not None else None
@@ -58,9 +68,22 @@ def verify(
         archives, expired = extra.load("meshaudit.expired").judged(archives, archive)
         _tell_archives(archives, expired, wants_json(context, as_json))
         return
-    with db.connect(dsn(context, database)) as conn, db.errors(_HINT):
+    where = dsn(context, database)
+    whole = record is not False and start is None and end is None
+    with (
+        db.connect(where) as conn,
+        db.errors(_HINT),
+        Recorder(where, required=bool(record)) as recorder,
+    ):
         require_current(conn)
-        with _progress() as progress:
+        with _progress() as bar:
+
+            def progress(done: int, total: int) -> None:
+                if bar is not None:
+                    bar(done, total)
+                if whole:
+                    recorder.progress(done, total)
+
             report = verifier.verify(
                 conn,
                 from_time=start,
@@ -73,8 +96,13 @@ def verify(
             # After the files: what expired meanwhile is known, too.
             expiry = extra.load("meshaudit.expired")
             archives, expired = expiry.judged(archives, archive, expiry.read_log(conn))
-    problems = report.problems
-    faults = [*(archives.faults if archives is not None else ()), *report.archive_faults]
+        problems = report.problems
+        faults = [*(archives.faults if archives is not None else ()), *report.archive_faults]
+        if whole:
+            first = next(
+                (_described(p) for p in problems), next((f"{f.file}: {f.problem}" for f in faults), None)
+            )
+            recorder.end(conn, report.entries, len(problems) + len(faults), first)
     if wants_json(context, as_json):
         found = {
             "intact": not problems and not faults,

@@ -142,9 +142,7 @@ create table meshaudit_private.settings (
   feed_keep bigint not null default 100000 check (feed_keep between 1000 and 100000000),
   realtime_roles text[] not null default array['supabase_admin', 'supabase_realtime_admin'],
   installed_at timestamptz not null default clock_timestamp(),
-  maintained_at timestamptz,
-  verified_at timestamptz,
-  verified_problems bigint
+  maintained_at timestamptz
 );
 
 comment on table meshaudit_private.settings is 'The one row of settings; change it with meshaudit.set_setting().';
@@ -212,16 +210,18 @@ create table meshaudit_private.ledger (
   primary key (lane, seq, "timestamp")
 ) partition by range ("timestamp");
 
-create index ledger_time on meshaudit_private.ledger ("timestamp", id);
-create index ledger_secret on meshaudit_private.ledger (secret_id, "timestamp", id);
-create index ledger_identity on meshaudit_private.ledger (user_identity, "timestamp", id);
+-- Entries of one microsecond are sorted by id as they come (incremental sort): no index holds it. What stands behind
+-- "timestamp" is compared in the index, before the entry itself is fetched.
+create index ledger_time on meshaudit_private.ledger ("timestamp");
+create index ledger_secret on meshaudit_private.ledger (secret_id, "timestamp", user_identity, scope);
+create index ledger_identity on meshaudit_private.ledger (user_identity, "timestamp", scope);
 -- an auditor of one scope asks for it in every query
-create index ledger_scope on meshaudit_private.ledger (scope, "timestamp", id);
-create index ledger_address on meshaudit_private.ledger (ip_address, "timestamp", id) where ip_address is not null;
+create index ledger_scope on meshaudit_private.ledger (scope, "timestamp");
+create index ledger_address on meshaudit_private.ledger (ip_address, "timestamp") where ip_address is not null;
 -- what is rare; a granted read, which is most of what happens, is in neither
-create index ledger_writes on meshaudit_private.ledger ("timestamp", id) where access_type = 'write';
-create index ledger_operation on meshaudit_private.ledger (operation, "timestamp", id) where operation <> 'read';
-create index ledger_outcome on meshaudit_private.ledger (outcome, "timestamp", id) where outcome <> 'granted';
+create index ledger_writes on meshaudit_private.ledger ("timestamp", scope) where access_type = 'write';
+create index ledger_operation on meshaudit_private.ledger (operation, "timestamp", scope) where operation <> 'read';
+create index ledger_outcome on meshaudit_private.ledger (outcome, "timestamp", scope) where outcome <> 'granted';
 
 comment on table meshaudit_private.ledger is
   'Every access to a secret. Append-only, hash-chained; read it as meshaudit.audit_logs.';
@@ -692,6 +692,16 @@ create table meshaudit_private.alerts (
 );
 comment on table meshaudit_private.alerts is 'What rules have raised; read it as meshaudit.alerts.';
 
+-- kept, so that metrics need not count what only grows
+create table meshaudit_private.alert_totals (
+  rule text not null,
+  severity text not null,
+  raised bigint not null default 0,
+  primary key (rule, severity)
+);
+insert into meshaudit_private.alert_totals (rule, severity) select r.rule, r.severity from meshaudit_private.alert_rules r;
+comment on table meshaudit_private.alert_totals is 'How many alerts each rule has raised.';
+
 create table meshaudit_private.alert_repeats (
   alert_id bigint primary key references meshaudit_private.alerts,
   count bigint not null,
@@ -739,6 +749,7 @@ alter table meshaudit_private.alert_state enable row level security;
 alter table meshaudit_private.alert_counts enable row level security;
 alter table meshaudit_private.alert_seen enable row level security;
 alter table meshaudit_private.alerts enable row level security;
+alter table meshaudit_private.alert_totals enable row level security;
 alter table meshaudit_private.alert_repeats enable row level security;
 alter table meshaudit_private.alert_acknowledgements enable row level security;
 alter table meshaudit_private.webhooks enable row level security;
@@ -759,6 +770,34 @@ create table meshaudit_private.entry_counts (
 comment on table meshaudit_private.entry_counts is 'Entries that the feed has got, by kind; kept by the feed''s trigger count_entries.';
 
 alter table meshaudit_private.entry_counts enable row level security;
+
+-- sql/16_verifications.sql
+
+-- Verifications of the whole log: how far the running ones are, and what the last ones found.
+--
+-- A result is the word of whoever verified, which is why it says who that was. Only auditors of the whole log and operators
+-- give one (59_verifications.sql). The newest 1000 are kept.
+
+create table meshaudit_private.verifications (
+  verification_id bigint primary key generated always as identity,
+  method text not null,
+  begun_at timestamptz not null default clock_timestamp(),
+  seen_at timestamptz not null default clock_timestamp(),
+  ended_at timestamptz,
+  verified_by text not null,
+  db_user text not null default session_user,
+  entries bigint,
+  total bigint,
+  problems bigint,
+  first_problem text,
+  told boolean not null default false
+);
+
+comment on table meshaudit_private.verifications is 'Verifications of the whole log, running and ended.';
+comment on column meshaudit_private.verifications.method is 'database: meshaudit.verify(); outside: meshaudit verify.';
+comment on column meshaudit_private.verifications.told is 'Whether the alert rules have looked at it.';
+
+alter table meshaudit_private.verifications enable row level security;
 
 -- sql/17_entry_by_id.sql
 
@@ -890,6 +929,9 @@ comment on function meshaudit_private.genesis_hash(uuid, int) is 'What a lane''s
 --     subject of the verified JWT;
 --   * what a caller says about itself (meshaudit.actor, claims set by a login that is no gateway) is kept apart,
 --     in claimed_identity;
+--   * claims behind a gateway that name nobody, or not in a way that can be believed, never pass for the gateway's own
+--     access in silence: claimed_identity then begins with 'unusable token'. No two subjects become one: a longer one than
+--     fits is told by its digest, one that is no text is not believed;
 --   * nothing a caller sends can make this fail, or put into the log what cannot be read back: what cannot be parsed,
 --     or is not UTF-8 (the server does not check the options of a connection), is left out.
 
@@ -920,19 +962,33 @@ exception when others then
 end
 $$;
 
--- A JSON object's member as text; null when anything is wrong with it.
-create function meshaudit_private.member(p_json text, p_name text) returns text
+-- A text as a JSON object; null when anything is wrong with it. What is in it is UTF-8 then, and holds no NUL.
+create function meshaudit_private.json_object(p_text text) returns jsonb
 language plpgsql immutable parallel unsafe set search_path = ''
 as $$
+declare
+  v_json pg_catalog.jsonb;
 begin
-  perform pg_catalog.convert_to(p_json, 'UTF8');
-  return p_json::pg_catalog.jsonb ->> p_name;
+  perform pg_catalog.convert_to(p_text, 'UTF8');
+  v_json := p_text::pg_catalog.jsonb;
+  return case when pg_catalog.jsonb_typeof(v_json) = 'object' then v_json end;
 exception when others then
   return null;
 end
 $$;
 
-create function meshaudit_private.header_address(p_headers text, p_names text[]) returns inet
+-- A subject that may be believed: a text, whole. A longer one than a column should hold keeps its beginning, and its digest
+-- tells it from others that begin alike.
+create function meshaudit_private.subject(p_claims jsonb) returns text
+language sql immutable
+return case
+  when pg_catalog.jsonb_typeof(p_claims -> 'sub') is distinct from 'string' or p_claims ->> 'sub' = '' then null
+  when pg_catalog.char_length(p_claims ->> 'sub') <= 256 then p_claims ->> 'sub'
+  else pg_catalog."left"(p_claims ->> 'sub', 180) || ' sha256:'
+    || pg_catalog.encode(pg_catalog.sha256(pg_catalog.convert_to(p_claims ->> 'sub', 'UTF8')), 'hex')
+end;
+
+create function meshaudit_private.header_address(p_headers jsonb, p_names text[]) returns inet
 language plpgsql stable parallel unsafe set search_path = ''
 as $$
 declare
@@ -942,7 +998,7 @@ declare
 begin
   foreach v_name in array p_names loop
     -- of a list, the last address was added by the nearest proxy; the first is the client's own word
-    v_value := pg_catalog.btrim(pg_catalog.split_part(meshaudit_private.member(p_headers, v_name), ',', -1));
+    v_value := pg_catalog.btrim(pg_catalog.split_part(p_headers ->> v_name, ',', -1));
     if v_value <> '' then
       begin
         v_address := v_value::pg_catalog.inet;
@@ -964,30 +1020,46 @@ language plpgsql stable parallel unsafe set search_path = ''
 as $$
 declare
   v_caller meshaudit_private.caller;
-  v_claims constant pg_catalog.text := pg_catalog.current_setting('request.jwt.claims', true);
-  v_headers constant pg_catalog.text := pg_catalog.current_setting('request.headers', true);
+  v_claimed constant pg_catalog.text := pg_catalog.current_setting('request.jwt.claims', true);
+  v_sent constant pg_catalog.text := pg_catalog.current_setting('request.headers', true);
+  v_claims pg_catalog.jsonb;
+  v_headers pg_catalog.jsonb;
   v_subject pg_catalog.text;
 begin
   v_caller.user_identity := session_user;
   v_caller.identity_source := 'database';
   v_caller.claimed_identity := meshaudit_private.clean(pg_catalog.current_setting('meshaudit.actor', true), 256);
   v_caller.ip_address := pg_catalog.inet_client_addr();
-  if v_claims <> '' or v_headers <> '' then
+  if v_claimed <> '' or v_sent <> '' then
+    if v_claimed <> '' then
+      v_claims := meshaudit_private.json_object(v_claimed);
+      v_subject := meshaudit_private.subject(v_claims);
+    end if;
+    if v_subject is null then
+      v_subject := meshaudit_private.clean(pg_catalog.current_setting('request.jwt.claim.sub', true), 256);
+    end if;
     -- a service key has no subject: then its role is who it is
-    v_subject := coalesce(
-      meshaudit_private.clean(meshaudit_private.member(v_claims, 'sub'), 256),
-      meshaudit_private.clean(pg_catalog.current_setting('request.jwt.claim.sub', true), 256),
-      meshaudit_private.clean(meshaudit_private.member(v_claims, 'role'), 256));
+    if v_subject is null and coalesce(v_claims ->> 'sub', '') = '' and pg_catalog.jsonb_typeof(v_claims -> 'role') = 'string' then
+      v_subject := nullif(pg_catalog."left"(v_claims ->> 'role', 256), '');
+    end if;
     if meshaudit_private.is_gateway() then
       if v_subject is not null then
         v_caller.user_identity := v_subject;
         v_caller.identity_source := 'jwt';
+      elsif v_claimed <> '' then
+        -- what else it says of itself stays, behind that
+        v_caller.claimed_identity := pg_catalog."left"(pg_catalog.concat_ws('; ', 'unusable token'
+          || coalesce(', sub ' || pg_catalog."left"((v_claims -> 'sub')::pg_catalog.text, 100), ''),
+          v_caller.claimed_identity), 256);
+      end if;
+      if v_sent <> '' then
+        v_headers := meshaudit_private.json_object(v_sent);
       end if;
       v_caller.ip_address := coalesce(
         meshaudit_private.header_address(v_headers, (select s.address_headers from meshaudit_private.settings s)),
         v_caller.ip_address);
-      v_caller.user_agent := meshaudit_private.clean(meshaudit_private.member(v_headers, 'user-agent'), 256);
-      v_caller.request_id := meshaudit_private.clean(meshaudit_private.member(v_headers, 'x-request-id'), 128);
+      v_caller.user_agent := nullif(pg_catalog."left"(v_headers ->> 'user-agent', 256), '');
+      v_caller.request_id := nullif(pg_catalog."left"(v_headers ->> 'x-request-id', 128), '');
     elsif v_caller.claimed_identity is null then
       v_caller.claimed_identity := v_subject;
     end if;
@@ -999,8 +1071,9 @@ $$;
 comment on type meshaudit_private.caller is 'The columns of an entry that a session''s settings decide.';
 comment on function meshaudit_private.is_gateway() is 'Whether this login''s request.* settings are believed.';
 comment on function meshaudit_private.clean(text, int) is 'Text that may be stored: valid UTF-8, bounded; else null.';
-comment on function meshaudit_private.member(text, text) is 'A member of a JSON object as text; null if unusable.';
-comment on function meshaudit_private.header_address(text, text[]) is 'The client''s address from request headers; null if none is usable.';
+comment on function meshaudit_private.json_object(text) is 'A text as a JSON object; null if it is none that can be stored.';
+comment on function meshaudit_private.subject(jsonb) is 'The subject of claims, if it may be believed; one of more than 256 characters by its digest.';
+comment on function meshaudit_private.header_address(jsonb, text[]) is 'The client''s address from request headers; null if none is usable.';
 comment on function meshaudit_private.session_caller() is
   'Who calls and from where, by the session''s settings: request.* is believed behind a gateway, else a claim.';
 
@@ -2254,8 +2327,8 @@ comment on function meshaudit.delete_secret(uuid) is
 
 -- sql/49_readings.sql
 
--- Who reads the log leaves a trace in it: one entry a search, which says for what and how many entries were seen, and one
--- entry for each time that a query names the view, which says no more.
+-- Who reads the log leaves a trace in it: one entry a search, which says for what and how many entries were seen, one
+-- for each time that a query names the view, which says no more, and what programs note of their exports and streams.
 --
 -- Invariants
 --   * a query of the view meets the policy's reading(), once, before it sees a row; meshaudit's own definer functions
@@ -2363,18 +2436,38 @@ $$;
 revoke all on function meshaudit_private.begin_search(text) from public;
 grant execute on function meshaudit_private.begin_search(text) to meshaudit_auditor;
 
-create function meshaudit_private.note_search(p_what text, p_count bigint, p_role text) returns boolean
+-- p_count is null while it is not known: the reading has only begun.
+create function meshaudit_private.note_reading(p_kind text, p_what text, p_count bigint, p_whole boolean, p_role text)
+returns boolean
 language plpgsql volatile security definer set search_path = ''
 as $$
 begin
+  if p_kind is null or p_count < 0 then
+    raise exception 'kind must be export or stream, and entries not negative' using errcode = 'MA005',
+      hint = 'entries is null for a reading that begins.';
+  end if;
   perform meshaudit_private.record_reading(
-    pg_catalog.format('search (%s): %s entries', pg_catalog."left"(p_what, 460), p_count),
+    pg_catalog.format('%s (%s): %s', p_kind, pg_catalog."left"(p_what, 440), coalesce(p_count || ' entries', 'begun'))
+      || case when p_whole then '' else ', broken off' end,
     meshaudit_private.reading_outcome(p_role), p_role);
   return true;
 end
 $$;
-revoke all on function meshaudit_private.note_search(text, bigint, text) from public;
-grant execute on function meshaudit_private.note_search(text, bigint, text) to meshaudit_auditor;
+revoke all on function meshaudit_private.note_reading(text, text, bigint, boolean, text) from public;
+grant execute on function meshaudit_private.note_reading(text, text, bigint, boolean, text) to meshaudit_auditor;
+
+-- For programs that read more than a page: what they say stands in their caller's name. It hides nothing: a query of the
+-- view is recorded all the same.
+create function meshaudit.note_reading(kind text, filters text default '', entries bigint default null, whole boolean default true)
+returns void
+language sql volatile security invoker
+begin atomic
+  select meshaudit_private.note_reading(
+    case when note_reading.kind in ('export', 'stream') then note_reading.kind end, coalesce(note_reading.filters, ''),
+    note_reading.entries, coalesce(note_reading.whole, true), current_user);
+end;
+revoke all on function meshaudit.note_reading(text, text, bigint, boolean) from public;
+grant execute on function meshaudit.note_reading(text, text, bigint, boolean) to meshaudit_auditor;
 
 comment on type meshaudit_private.search_start is 'What a search needs to know of its caller and of the ledger.';
 comment on function meshaudit_private.record_reading(text, text, text) is
@@ -2385,7 +2478,9 @@ comment on function meshaudit_private.reading_outcome(text) is 'granted, or deni
 comment on function meshaudit_private.search_token(text) is 'What a search shows to reading(): a nonce, and a keyed hash of it for this session.';
 comment on function meshaudit_private.is_search(text) is 'Whether a token was made by begin_search() in this session.';
 comment on function meshaudit_private.begin_search(text) is 'A search''s token, and the scopes that its caller sees: null is all.';
-comment on function meshaudit_private.note_search(text, bigint, text) is 'Records a search, and how many entries it showed.';
+comment on function meshaudit_private.note_reading(text, text, bigint, boolean, text) is 'Records a reading of a kind, and how many entries it showed.';
+comment on function meshaudit.note_reading(text, text, bigint, boolean) is
+  'Records that the caller begins to read more than a page of the log (kind: export or stream), or, with entries, how many it got; whole is false if it was broken off. Raises MA005 on another kind.';
 
 -- sql/50_auditor_functions.sql
 
@@ -2563,7 +2658,9 @@ create function meshaudit_private.search(
   secret_id text, from_time timestamptz, to_time timestamptz, user_identity text, access_type text, operation text,
   outcome text, scope text, ip inet, after text, page_size int, p_token text, p_scopes text[], p_step interval
 ) returns setof meshaudit.audit_logs
-language plpgsql volatile security invoker set search_path = ''
+-- What the policy leaves of rows cannot be estimated: without this, reading all that match and sorting it looks cheaper than
+-- stopping after a page.
+language plpgsql volatile security invoker set search_path = '' set enable_bitmapscan = off
 as $$
 declare
   v_time pg_catalog.timestamptz;
@@ -2662,7 +2759,7 @@ begin atomic
         search_audit_logs.page_size, b.token, b.scopes, b.step) r
   )
   select p.* from page p
-  where (select meshaudit_private.note_search(
+  where (select meshaudit_private.note_reading('search',
     pg_catalog.concat_ws(', ',
       'secret_id ' || search_audit_logs.secret_id,
       'from ' || pg_catalog.to_char(search_audit_logs.from_time at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'),
@@ -2671,7 +2768,7 @@ begin atomic
       'operation ' || search_audit_logs.operation, 'outcome ' || search_audit_logs.outcome,
       'scope ' || search_audit_logs.scope, 'ip ' || search_audit_logs.ip::text,
       'after ' || search_audit_logs.after),
-    (select pg_catalog.count(*) from page), current_user));
+    (select pg_catalog.count(*) from page), true, current_user));
 end;
 revoke all on function meshaudit.search_audit_logs(
   text, timestamptz, timestamptz, text, text, text, text, text, inet, text, int) from public;
@@ -2685,6 +2782,40 @@ comment on function meshaudit.search_audit_logs(
 comment on function meshaudit_private.search(
   text, timestamptz, timestamptz, text, text, text, text, text, inet, text, int, text, text[], interval) is
   'A page of search_audit_logs(), for a token and scopes of begin_search().';
+
+-- sql/53_audit_log.sql
+
+-- One entry by its number, recorded as a search is.
+
+-- As the caller, who has no USAGE on this schema: it names nothing of it.
+create function meshaudit_private.find(p_id bigint, p_token text) returns setof meshaudit.audit_logs
+language plpgsql volatile security invoker set search_path = ''
+as $$
+begin
+  perform pg_catalog.set_config('meshaudit.search', p_token, true);
+  return query select l.* from meshaudit.audit_logs l where l.id = p_id;
+  perform pg_catalog.set_config('meshaudit.search', '', true);
+end
+$$;
+revoke all on function meshaudit_private.find(bigint, text) from public;
+grant execute on function meshaudit_private.find(bigint, text) to meshaudit_auditor;
+
+create function meshaudit.audit_log(id bigint) returns setof meshaudit.audit_logs
+language sql volatile security invoker
+begin atomic
+  with page as materialized (
+    select r.* from meshaudit_private.begin_search(current_user) b, lateral meshaudit_private.find(audit_log.id, b.token) r
+  )
+  select p.* from page p
+  where (select meshaudit_private.note_reading(
+    'entry', coalesce(audit_log.id::text, ''), (select pg_catalog.count(*) from page), true, current_user));
+end;
+revoke all on function meshaudit.audit_log(bigint) from public;
+grant execute on function meshaudit.audit_log(bigint) to meshaudit_auditor;
+
+comment on function meshaudit_private.find(bigint, text) is 'The entry of audit_log(), for a token of begin_search().';
+comment on function meshaudit.audit_log(bigint) is
+  'The entry of that number, if the caller may see it; recorded, as a search is.';
 
 -- sql/53_sees_everything.sql
 
@@ -3045,6 +3176,119 @@ comment on function meshaudit_private.retired_before(int, bigint) is 'The last r
 comment on function meshaudit_private.retired_behind(int, bigint) is 'The first retired seq of what ends behind this one.';
 comment on function meshaudit_private.verify_retired() is 'What is wrong with the retired stretches, for verify().';
 
+-- sql/59_verifications.sql
+
+-- Results of verifications: recorded by who may verify the whole log, shown by status(), metrics() and an alert.
+--
+-- Verifying needs no right to write: where nothing can be written (READ ONLY, a standby) it goes unrecorded, and works.
+
+create function meshaudit_private.record_verification(
+  p_id bigint, p_method text, p_entries bigint, p_total bigint, p_problems bigint, p_first text, p_role text
+) returns bigint
+language plpgsql volatile security definer set search_path = ''
+as $$
+declare
+  v_id pg_catalog.int8;
+begin
+  perform meshaudit_private.require_whole_log(p_role);
+  if least(p_entries, p_total, p_problems) < 0 then
+    raise exception 'entries, total and problems must not be negative' using errcode = 'MA005',
+      hint = 'problems is null while the verification runs.';
+  end if;
+  if pg_catalog.current_setting('transaction_read_only') = 'on' then
+    return null;
+  end if;
+  if p_id is null then
+    insert into meshaudit_private.verifications (method, verified_by, entries, total, problems, first_problem, ended_at)
+      values (p_method, (meshaudit_private.session_caller()).user_identity, p_entries, p_total, p_problems,
+        meshaudit_private.clean(p_first, 500), case when p_problems is not null then pg_catalog.clock_timestamp() end)
+      returning verification_id into v_id;
+    delete from meshaudit_private.verifications v where v.verification_id <= v_id - 1000;
+    return v_id;
+  end if;
+  update meshaudit_private.verifications v set
+      entries = coalesce(p_entries, v.entries), total = coalesce(p_total, v.total), problems = p_problems,
+      first_problem = meshaudit_private.clean(p_first, 500), seen_at = pg_catalog.clock_timestamp(),
+      ended_at = case when p_problems is not null then pg_catalog.clock_timestamp() end
+    where v.verification_id = p_id and v.ended_at is null and v.db_user = session_user and v.method = p_method
+    returning v.verification_id into v_id;
+  if v_id is null then
+    raise exception 'you have no such verification that is running' using errcode = 'MA005',
+      hint = 'Take its number from the first call, which leaves out "verification".';
+  end if;
+  return v_id;
+end
+$$;
+revoke all on function meshaudit_private.record_verification(bigint, text, bigint, bigint, bigint, text, text) from public;
+grant execute on function meshaudit_private.record_verification(bigint, text, bigint, bigint, bigint, text, text)
+  to meshaudit_auditor, meshaudit_operator;
+
+create function meshaudit.record_verification(
+  problems bigint default null, entries bigint default null, total bigint default null, first_problem text default null,
+  verification bigint default null
+) returns bigint
+language sql volatile security invoker
+begin atomic
+  select meshaudit_private.record_verification(record_verification.verification, 'outside', record_verification.entries,
+    record_verification.total, record_verification.problems, record_verification.first_problem, current_user);
+end;
+revoke all on function meshaudit.record_verification(bigint, bigint, bigint, text, bigint) from public;
+grant execute on function meshaudit.record_verification(bigint, bigint, bigint, text, bigint)
+  to meshaudit_auditor, meshaudit_operator;
+
+create function meshaudit_private.verification_status() returns table ("check" text, ok boolean, detail text)
+language plpgsql stable set search_path = ''
+as $$
+declare
+  v meshaudit_private.verifications;
+  r meshaudit_private.verifications;
+  v_now constant pg_catalog.timestamptz := pg_catalog.clock_timestamp();
+begin
+  select * into v from meshaudit_private.verifications e where e.ended_at is not null
+    order by e.ended_at desc, e.verification_id desc limit 1;
+  select * into r from meshaudit_private.verifications e
+    where e.ended_at is null and e.seen_at > v_now - '1 minute'::pg_catalog.interval order by e.verification_id desc limit 1;
+  "check" := 'verification';
+  ok := coalesce(v.problems = 0 and v.ended_at > v_now - '8 days'::pg_catalog.interval, false);
+  detail := case
+      when v.ended_at is null then 'never recorded; run meshaudit verify, nightly and from elsewhere'
+      else pg_catalog.format('last %s by %s (%s): %s', pg_catalog.to_char(v.ended_at at time zone 'UTC', 'YYYY-MM-DD HH24:MI "UTC"'),
+          v.verified_by, v.method, case v.problems when 0 then 'intact' else v.problems || ' problems' end)
+        || coalesce(', first: ' || v.first_problem, '')
+        || case when v.problems = 0 and not ok then '; run meshaudit verify nightly' else '' end
+    end
+    || case when r.total > 0 then pg_catalog.format('; running: %s of %s entries', r.entries, r.total)
+       when r.begun_at is not null then '; running' else '' end;
+  return next;
+end
+$$;
+
+create function meshaudit_private.verification_metrics() returns table (name text, value float8)
+language sql stable set search_path = ''
+as $$
+  select m.name, m.value from (
+    select e.ended_at, e.problems, e.entries from meshaudit_private.verifications e where e.ended_at is not null
+    order by e.ended_at desc, e.verification_id desc limit 1) v,
+  lateral (values
+    ('meshaudit_verified_timestamp_seconds', extract(epoch from v.ended_at)::pg_catalog.float8),
+    ('meshaudit_verified_age_seconds', extract(epoch from pg_catalog.clock_timestamp() - v.ended_at)::pg_catalog.float8),
+    ('meshaudit_verified_problems', v.problems::pg_catalog.float8),
+    ('meshaudit_verified_entries', v.entries::pg_catalog.float8)) m (name, value)
+  where m.value is not null
+  union all
+  select 'meshaudit_verify_progress_ratio', (
+    select least(e.entries / nullif(e.total, 0)::pg_catalog.float8, 1) from meshaudit_private.verifications e
+    where e.ended_at is null and e.seen_at > pg_catalog.clock_timestamp() - '1 minute'::pg_catalog.interval
+    order by e.verification_id desc limit 1)
+$$;
+
+comment on function meshaudit_private.record_verification(bigint, text, bigint, bigint, bigint, text, text) is
+  'meshaudit.record_verification(), for a role; null where nothing can be written.';
+comment on function meshaudit.record_verification(bigint, bigint, bigint, text, bigint) is
+  'Notes how far a verification of the whole log is (problems null), or what it found: the first call gives a number, to pass as "verification" to the next. Null where nothing can be written. Raises MA001 to an auditor of a part of the log, MA005 if that verification is not yours or has ended.';
+comment on function meshaudit_private.verification_status() is 'The last verification, for meshaudit.status().';
+comment on function meshaudit_private.verification_metrics() is 'The last verification and how far a running one is, for meshaudit.metrics().';
+
 -- sql/60_verify.sql
 
 -- Verification inside the database. meshaudit verify does the same from outside, sharing no code with this.
@@ -3303,13 +3547,21 @@ $$;
 revoke all on function meshaudit_private.keep_partitions() from public;
 grant execute on function meshaudit_private.keep_partitions() to meshaudit_auditor, meshaudit_operator;
 
--- as the caller, so that who asks is known (42_vault_api.sql); volatile, so that the second statement has a snapshot of its own
+-- as the caller, so that who asks is known (42_vault_api.sql); volatile, so that the second statement has a snapshot of its own.
+-- What the whole log's verification found is recorded (59_verifications.sql), where something can be.
 create function meshaudit.verify(from_time timestamptz default null, to_time timestamptz default null)
 returns table (lane int, seq bigint, id bigint, problem text)
 language sql volatile security invoker
 begin atomic
   select meshaudit_private.keep_partitions();
-  select v.lane, v.seq, v.id, v.problem from meshaudit_private.verify(from_time, to_time, current_user) v;
+  with found as materialized (
+    select v.lane, v.seq, v.id, v.problem from meshaudit_private.verify(from_time, to_time, current_user) v
+  )
+  select f.lane, f.seq, f.id, f.problem from found f
+  where (select coalesce(case when from_time is null and to_time is null then meshaudit_private.record_verification(
+    null, 'database', null, null, (select pg_catalog.count(*) from found),
+    (select pg_catalog.concat_ws(', ', 'lane ' || n.lane, 'seq ' || n.seq, 'id ' || n.id) || ': ' || n.problem
+     from found n limit 1), current_user) end, 0) >= 0);
 end;
 revoke all on function meshaudit.verify(timestamptz, timestamptz) from public;
 grant execute on function meshaudit.verify(timestamptz, timestamptz) to meshaudit_auditor, meshaudit_operator;
@@ -3446,6 +3698,7 @@ begin
     || case when ok then '' else '; a transaction that stays open keeps them, and accesses walk over them: see pg_stat_activity.backend_xmin and pg_prepared_xacts' end;
   return next;
 
+  return query select * from meshaudit_private.verification_status();
   return query select * from meshaudit_private.journal_status();
   return query select * from meshaudit_private.protection_status();
   return query select * from meshaudit_private.supabase_vault_status();
@@ -3507,14 +3760,12 @@ create function meshaudit_private.metrics(p_role text) returns table (name text,
 language plpgsql stable security definer set search_path = ''
 as $$
 declare
-  v_settings meshaudit_private.settings;
   j meshaudit_private.journal;
   p meshaudit_private.journal_progress;
   f meshaudit_private.feed_state;
   v_now constant pg_catalog.timestamptz := pg_catalog.clock_timestamp();
 begin
   perform meshaudit_private.require_whole_log(p_role);
-  select * into v_settings from meshaudit_private.settings;
   select * into j from meshaudit_private.journal;
   select * into p from meshaudit_private.journal_progress;
   select * into f from meshaudit_private.feed_state;
@@ -3532,8 +3783,6 @@ begin
         pg_catalog.pg_wal_lsn_diff(pg_catalog.pg_current_wal_flush_lsn(), p.sealed_lsn) end::pg_catalog.float8),
       ('meshaudit_feed_events_total', f.last_id::pg_catalog.float8),
       ('meshaudit_feed_lag_seconds', extract(epoch from v_now - f.ran_at)::pg_catalog.float8),
-      ('meshaudit_verified_timestamp_seconds', extract(epoch from v_settings.verified_at)::pg_catalog.float8),
-      ('meshaudit_verified_problems', v_settings.verified_problems::pg_catalog.float8),
       ('meshaudit_partitions_ahead', (
         select pg_catalog.count(*) from pg_catalog.pg_inherits i
         join pg_catalog.pg_class c on c.oid = i.inhrelid
@@ -3542,6 +3791,12 @@ begin
             ::pg_catalog.timestamptz > v_now)::pg_catalog.float8)
     ) s ("check_name", number)
     where s.number is not null;
+  return query
+    select v.name, '{}'::pg_catalog.jsonb, v.value from meshaudit_private.verification_metrics() v where v.value is not null;
+  return query
+    select 'meshaudit_alerts_total', pg_catalog.jsonb_build_object('rule', t.rule, 'severity', t.severity),
+        t.raised::pg_catalog.float8
+      from meshaudit_private.alert_totals t order by t.rule, t.severity;
   return query
     select 'meshaudit_journal_refused_total', pg_catalog.jsonb_build_object('why', r.why), r.number::pg_catalog.float8
     from (values ('forged', p.forged), ('garbage', p.garbage), ('replayed', p.replayed)) r (why, number)
@@ -4306,7 +4561,7 @@ begin
   ok := j.armed;
   detail := case when j.armed then pg_catalog.format('armed since %s',
       pg_catalog.to_char(j.armed_at at time zone 'UTC', 'YYYY-MM-DD HH24:MI "UTC"'))
-    else 'not armed: a rolled-back access leaves no trace, and READ ONLY transactions get no secret; run meshaudit.arm_journal()' end;
+    else 'not armed: a rolled-back access leaves no trace, READ ONLY transactions get no secret, and who reads the log in either goes unrecorded; run meshaudit.arm_journal()' end;
   return next;
   if not j.armed then
     return;
@@ -4380,7 +4635,7 @@ begin
     return (
       select coalesce(pg_catalog.array_agg(a.scope), '{}') from meshaudit_private.auditors a
       where a.identity_source = 'jwt'
-        and a.identity = meshaudit_private.clean(meshaudit_private.member(v_claims, 'sub'), 256)
+        and a.identity = meshaudit_private.subject(meshaudit_private.json_object(v_claims))
     );
   end if;
   return meshaudit_private.visible_scopes(p_role);
@@ -4714,13 +4969,9 @@ as $$
       f.message, f.at, 1, 1, null, null, null, null)::meshaudit_private.alert_hit)
   from meshaudit_private.alert_rules r
   join (
-    select 'verification' as rule, coalesce(s.verified_at, pg_catalog.clock_timestamp()) as at,
-      pg_catalog.format('verify() found %s problems', s.verified_problems) as message, 0::pg_catalog.int8 as threshold
-    from meshaudit_private.settings s where s.verified_problems > 0
-    union all
-    select 'lag', pg_catalog.clock_timestamp(),
-      pg_catalog.format('nobody sealed or fed for %s seconds', pg_catalog.round(extract(epoch from q.quiet))),
-      q.quiet_seconds
+    select 'lag' as rule, pg_catalog.clock_timestamp() as at,
+      pg_catalog.format('nobody sealed or fed for %s seconds', pg_catalog.round(extract(epoch from q.quiet))) as message,
+      q.quiet_seconds as threshold
     from (
       select greatest(p_quiet, case when j.armed then pg_catalog.clock_timestamp() - p.sealed_at end) as quiet,
         extract(epoch from greatest(p_quiet, case when j.armed then pg_catalog.clock_timestamp() - p.sealed_at end))::pg_catalog.int8
@@ -4742,7 +4993,33 @@ as $$
     else true end
   where r.enabled
 $$;
-comment on function meshaudit_private.hits_of_system(interval) is 'What verification, lag and partitions find.';
+comment on function meshaudit_private.hits_of_system(interval) is 'What lag and partitions find.';
+
+-- Each verification is told once; several failed ones of a run are one hit.
+create function meshaudit_private.hits_of_verifications() returns meshaudit_private.alert_hit[]
+language plpgsql volatile set search_path = ''
+as $$
+declare
+  v_hits meshaudit_private.alert_hit[];
+begin
+  with looked as (
+    update meshaudit_private.verifications v set told = true where not v.told and v.ended_at is not null
+    returning v.ended_at, v.problems, v.first_problem, v.verified_by
+  ), failed as (
+    select max(l.ended_at) as at, pg_catalog.count(*) as count,
+      (pg_catalog.array_agg(pg_catalog.format('a verification by %s found %s problems', l.verified_by, l.problems)
+        || coalesce(', first: ' || l.first_problem, '') order by l.ended_at desc))[1] as message
+    from looked l where l.problems > 0
+  )
+  select pg_catalog.array_agg(row(r.rule, r.severity, '', meshaudit_private.window_of(r.period, f.at), '*', null, null,
+      f.message, f.at, f.count, f.count, null, null, null, null)::meshaudit_private.alert_hit)
+    into v_hits
+    from failed f join meshaudit_private.alert_rules r on r.rule = 'verification' and r.enabled
+    where f.count > 0;
+  return v_hits;
+end
+$$;
+comment on function meshaudit_private.hits_of_verifications() is 'What verification finds: results that were recorded since the last run.';
 
 -- sql/78_alerts.sql
 
@@ -4780,6 +5057,8 @@ begin
       continue;
     end if;
     v_made := v_made + 1;
+    insert into meshaudit_private.alert_totals as t (rule, severity, raised) values (a.rule, a.severity, 1)
+      on conflict (rule, severity) do update set raised = t.raised + 1;
     insert into meshaudit_private.alert_repeats (alert_id, count, last_at) values (a.alert_id, h.count, h.happened_at);
     insert into meshaudit.audit_feed (feed_id, kind, scope, "timestamp", user_identity, identity_source, secret_id,
         secret_table, ip_address, alert)
@@ -4848,7 +5127,7 @@ begin
     update meshaudit_private.alert_state set evaluated_id = v_upto where singleton;
   end if;
   if p_quiet > '10 seconds'::pg_catalog.interval or s.checked_at < pg_catalog.clock_timestamp() - '10 seconds'::pg_catalog.interval then
-    v_hits := v_hits || meshaudit_private.hits_of_system(p_quiet);
+    v_hits := v_hits || meshaudit_private.hits_of_system(p_quiet) || meshaudit_private.hits_of_verifications();
     perform meshaudit_private.forget();
   end if;
   return meshaudit_private.raise_alerts(v_hits, p_upto);
