@@ -249,7 +249,7 @@ def test_rolled_back_and_read_only_reads(protected: App) -> None:
 
     def both_sealed() -> bool:
         nonlocal sealed
-        sealed += su.execute("select meshaudit.seal()").fetchall()[0][0]
+        sealed += int(su.execute("select meshaudit.seal()").fetchall()[0][0])
         return sealed == 2
 
     wait_until(both_sealed, what="both sealed")
