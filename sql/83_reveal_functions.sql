@@ -84,12 +84,15 @@ as $$
     pg_catalog.format($body$
 declare
   v_id constant pg_catalog.text := %3$s;
+  v_key pg_catalog.bytea;
   v_mark pg_catalog.text;
 begin
   if $%1$s is null then
     raise exception 'a protected row is gone' using errcode = '40001', hint = 'Try again.';
   end if;
-  select meshaudit_private.reveal_mark(k.key, %2$L, v_id, $%7$s, $%1$s) into v_mark from meshaudit_private.reveal_key k;
+  -- not all in one: with parameters in it, that would be planned anew each time
+  select k.key into v_key from meshaudit_private.reveal_key k;
+  v_mark := meshaudit_private.reveal_mark(v_key, %2$L, v_id, $%7$s, $%1$s);
   if pg_catalog.current_setting('meshaudit.revealed', true) is distinct from v_mark then
     perform meshaudit_private.record_reveal(%2$L, v_id, v_mark, %4$s, $%5$s, %6$L);
   end if;

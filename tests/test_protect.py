@@ -245,7 +245,14 @@ def test_rolled_back_and_read_only_reads(protected: App) -> None:
         c.execute("select value from secrets where id = %s", [ID2])
         c.execute("rollback")
     protected.entries()
-    wait_until(lambda: su.execute("select meshaudit.seal()").fetchone() == (2,), what="both sealed")
+    sealed = 0
+
+    def both_sealed() -> bool:
+        nonlocal sealed
+        sealed += int(su.execute("select meshaudit.seal()").fetchall()[0][0])
+        return sealed == 2
+
+    wait_until(both_sealed, what="both sealed")
     rows = su.execute(
         "select outcome from meshaudit_private.ledger where secret_id = %s order by id desc limit 2", [ID2]
     )
