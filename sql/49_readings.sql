@@ -84,10 +84,10 @@ as $$
     and not pg_catalog.pg_has_role(session_user, 'pg_read_all_data', 'MEMBER')
 $$;
 
-create type meshaudit_private.search_start as (token text, scopes text[], step interval);
+create type meshaudit_private.search_start as (token text, scopes text[], step interval, names text[]);
 
 -- What a search needs to know; scopes is null where all are seen.
-create function meshaudit_private.begin_search(p_role text) returns meshaudit_private.search_start
+create function meshaudit_private.begin_search(p_role text, p_identity text) returns meshaudit_private.search_start
 language plpgsql volatile security definer set search_path = ''
 as $$
 declare
@@ -100,25 +100,28 @@ begin
       v_start.scopes := null;
     end if;
   end if;
+  v_start.names := meshaudit_private.names_of(p_identity);
   v_start.step := (select ('1 ' || s.partition_interval)::pg_catalog.interval from meshaudit_private.settings s);
   return v_start;
 end
 $$;
-revoke all on function meshaudit_private.begin_search(text) from public;
-grant execute on function meshaudit_private.begin_search(text) to meshaudit_auditor;
+revoke all on function meshaudit_private.begin_search(text, text) from public;
+grant execute on function meshaudit_private.begin_search(text, text) to meshaudit_auditor;
 
-create function meshaudit_private.note_search(p_what text, p_count bigint, p_role text) returns boolean
+-- p_what and p_more are what stands before and behind the identity.
+create function meshaudit_private.note_search(p_what text, p_identity text, p_more text, p_count bigint, p_role text) returns boolean
 language plpgsql volatile security definer set search_path = ''
 as $$
 begin
   perform meshaudit_private.record_reading(
-    pg_catalog.format('search (%s): %s entries', pg_catalog."left"(p_what, 460), p_count),
+    pg_catalog.format('search (%s): %s entries', pg_catalog."left"(pg_catalog.concat_ws(', ', nullif(p_what, ''),
+      'user_identity ' || meshaudit_private.told_as(p_identity), nullif(p_more, '')), 460), p_count),
     meshaudit_private.reading_outcome(p_role), p_role);
   return true;
 end
 $$;
-revoke all on function meshaudit_private.note_search(text, bigint, text) from public;
-grant execute on function meshaudit_private.note_search(text, bigint, text) to meshaudit_auditor;
+revoke all on function meshaudit_private.note_search(text, text, text, bigint, text) from public;
+grant execute on function meshaudit_private.note_search(text, text, text, bigint, text) to meshaudit_auditor;
 
 comment on type meshaudit_private.search_start is 'What a search needs to know of its caller and of the ledger.';
 comment on function meshaudit_private.record_reading(text, text, text) is
@@ -128,5 +131,5 @@ comment on function meshaudit_private.bypasses(text) is 'Whether row security do
 comment on function meshaudit_private.reading_outcome(text) is 'granted, or denied for a role that sees no scope.';
 comment on function meshaudit_private.search_token(text) is 'What a search shows to reading(): a nonce, and a keyed hash of it for this session.';
 comment on function meshaudit_private.is_search(text) is 'Whether a token was made by begin_search() in this session.';
-comment on function meshaudit_private.begin_search(text) is 'A search''s token, and the scopes that its caller sees: null is all.';
-comment on function meshaudit_private.note_search(text, bigint, text) is 'Records a search, and how many entries it showed.';
+comment on function meshaudit_private.begin_search(text, text) is 'A search''s token, the scopes that its caller sees (null is all), and what the identity that it asks for is called.';
+comment on function meshaudit_private.note_search(text, text, text, bigint, text) is 'Records a search, and how many entries it showed.';

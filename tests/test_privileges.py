@@ -38,6 +38,8 @@ FUNCTIONS = {
     "retention_plan": {AUDITOR, OPERATOR},
     "expire_archive": {OPERATOR},
     "expiries": {AUDITOR, OPERATOR},
+    "identity_of": {AUDITOR},
+    "erase_identity": {ADMIN},
     "log_cursor": {AUDITOR},
     "sees_everything": {AUDITOR},
     "verify": {AUDITOR, OPERATOR},
@@ -81,7 +83,10 @@ OF_PROTECT = (
 # Schema meshaudit_private: its owner's, but for what a query on the view is checked against. Naming any of
 # it takes USAGE on the schema, which nobody has.
 PRIVATE_FUNCTIONS = {
-    **{key: {AUDITOR} for key in ("visible_scopes", "reading", "begin_search", "search", "note_search")},
+    **{
+        key: {AUDITOR}
+        for key in ("visible_scopes", "reading", "begin_search", "search", "note_search", "identity_of")
+    },
     "feed_scopes": {AUDITOR},
     "acknowledge_alert": {AUDITOR},
     "feed_range": {AUDITOR},
