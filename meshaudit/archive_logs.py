@@ -5,8 +5,10 @@ DuckDB reads only the row groups that can hold what is asked for. Nothing is ver
 
 import hashlib
 import heapq
+import io
 import ipaddress
 import struct
+import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -14,25 +16,38 @@ from typing import Any
 from uuid import UUID
 
 import duckdb
+import fsspec
 
 from meshaudit import canonical
+from meshaudit.archive_place import Place, Ranges
 from meshaudit.errors import BadArgument, MeshauditError
 from meshaudit.queries import COLUMNS, PAGE, Entry, Filters
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_AHEAD = 256 << 10
 _EXACT = ("secret_id", "user_identity", "access_type", "operation", "outcome", "scope")
 
 
 def search(
-    place: Path, filters: Filters, *, after: str | None = None, limit: int | None = None
+    where: Path | str, filters: Filters, *, after: str | None = None, limit: int | None = None
 ) -> Iterator[list[Entry]]:
-    """Entries of a directory's archives, newest first, a page at a time."""
-    files = [str(path) for path in sorted(place.glob("*.parquet"))] if place.is_dir() else []
-    if not files:
+    """Entries of a place's archives, newest first, a page at a time."""
+    place = Place(where)
+    names = place.names(".parquet") if place.path is None or place.path.is_dir() else []
+    if not names:
         raise BadArgument(f"{place} holds no archive", "give the place that meshaudit archive wrote to")
+    store = None
     try:
         with duckdb.connect() as conn:
             conn.execute("set timezone = 'UTC'")
+            if place.path is not None:
+                files = [str(place.path / name) for name in names]
+            else:
+                store = _Store(place)
+                conn.register_filesystem(store)
+                # footers are fetched once, not for every page
+                conn.execute("set parquet_metadata_cache = true")
+                files = [f"{_Store.protocol}://{name}" for name in names]
             tests, values = _tests(conn, files, filters)
             left = limit
             while left is None or left > 0:
@@ -45,9 +60,72 @@ def search(
                 after = page[-1].cursor
                 left = None if left is None else left - size
     except duckdb.Error as exc:
+        if store is not None and store.failure is not None:
+            raise store.failure from exc
         raise MeshauditError(
             f"an archive cannot be read: {str(exc).splitlines()[0]}", "meshaudit verify --archive names it"
         ) from exc
+
+
+class _Store(fsspec.AbstractFileSystem):  # type: ignore[misc]
+    """An object store as DuckDB sees it, which asks for the ranges of the row groups that matter."""
+
+    protocol = "meshaudit"
+    cachable = False
+
+    def __init__(self, place: Place) -> None:
+        super().__init__()
+        self._place = place
+        self.failure: MeshauditError | None = None
+
+    def _open(self, path: str, mode: str = "rb", **_: Any) -> Any:
+        return _Handle(self._file(path))
+
+    def info(self, path: str, **_: Any) -> dict[str, Any]:
+        return {"name": path, "size": self._file(path).size, "type": "file"}
+
+    def modified(self, path: str) -> datetime:
+        return _EPOCH  # a file of an archive never changes
+
+    def glob(self, path: str, **_: Any) -> list[str]:
+        return [path]
+
+    def _file(self, path: str) -> Ranges:
+        try:
+            return Ranges(self._place, path.rpartition("/")[2])
+        except MeshauditError as error:
+            # DuckDB would tell of it in words of its own
+            self.failure = error
+            raise
+
+
+class _Handle:
+    """An open file in which every thread has a place of its own: DuckDB's share it, and seek, then read."""
+
+    def __init__(self, first: Ranges) -> None:
+        self._first = first
+        self._of: dict[int, io.BufferedReader] = {}
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        return self._mine().seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._mine().tell()
+
+    def read(self, size: int = -1) -> bytes:
+        return self._mine().read(size)
+
+    def seekable(self) -> bool:
+        return True
+
+    def close(self) -> None:
+        self._of.clear()
+
+    def _mine(self) -> io.BufferedReader:
+        thread = threading.get_ident()
+        if thread not in self._of:
+            self._of[thread] = io.BufferedReader(self._first.again(), _AHEAD)
+        return self._of[thread]
 
 
 def merged(*searches: Iterator[list[Entry]], limit: int | None) -> Iterator[list[Entry]]:

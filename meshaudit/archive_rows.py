@@ -6,15 +6,15 @@ Whole columns at a time: the canonical bytes of some ten thousand entries are on
 to do for each of them is one sha256. It shares no code with what writes archives.
 """
 
-import functools
 import hashlib
 import itertools
+import math
 import socket
 import struct
 from collections.abc import Callable, Mapping
 from datetime import datetime
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -22,6 +22,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from meshaudit import canonical
+from meshaudit.archive_place import pieces
 
 _TEXT = pa.string()
 TYPES = {
@@ -51,7 +52,9 @@ TYPES = {
 _MAY_BE_NULL = {"ip_address", "claimed_identity", "application_name", "user_agent", "request_id", "prev_hash"}
 # Few values, many times each: their bytes are made once a value.
 _FEW = [name for name, kind in TYPES.items() if kind == _TEXT and name not in ("request_id",)]
-_BATCH = 65_536
+_KIND = {name: 869 if name == "ip_address" else 25 for name in _FEW}
+_COMMON = 4096  # more values than that are not combined with those of other columns
+_BATCH = 131_072
 _PG_EPOCH = int(canonical.EPOCH.timestamp()) * 1_000_000
 _LANES = 1 << 20  # more than a database can have; a bound for the tables below
 
@@ -78,8 +81,17 @@ class Content(NamedTuple):
     hashes: dict[tuple[int, int], bytes]
 
 
+def digest(file: BinaryIO) -> tuple[int, str]:
+    """A file's bytes and sha256."""
+    size, sha256 = 0, hashlib.sha256()
+    for piece in pieces(file):
+        size += len(piece)
+        sha256.update(piece)
+    return size, sha256.hexdigest()
+
+
 def read(
-    path: Path,
+    source: Path | BinaryIO,
     start: datetime | None = None,
     end: datetime | None = None,
     wanted: Mapping[int, int] | None = None,
@@ -87,7 +99,7 @@ def read(
 ) -> Content:
     """Recompute a file. Raises Broken. `wanted`: a seq of each lane whose hash the caller wants to know."""
     try:
-        with pq.ParquetFile(path, read_dictionary=_FEW, page_checksum_verification=False) as file:
+        with pq.ParquetFile(source, read_dictionary=_FEW, pre_buffer=True) as file:
             if {name: file.schema_arrow.field(name).type for name in file.schema_arrow.names} != {
                 **TYPES,
                 **{name: pa.dictionary(pa.int32(), _TEXT) for name in _FEW},
@@ -156,29 +168,39 @@ class _Rows:
     def _link(self, column: Any, lanes: Any, seqs: Any, hashes: Any) -> Any:
         """Each entry's prev_hash: what the file says, or the hash of the entry before it in the lane."""
         self._grow(int(lanes.max()) + 1)
-        order = np.argsort(lanes, kind="stable")
-        sorted_lanes, sorted_seqs, sorted_hashes = lanes[order], seqs[order], hashes[order]
+        count = len(lanes)
+        # numpy sorts numbers this small by radix
+        small = lanes.astype(np.uint16) if lanes.max() < 1 << 16 else lanes
+        order = np.argsort(small, kind="stable")
+        sorted_lanes, sorted_seqs = lanes[order], seqs[order]
         first = np.append(True, sorted_lanes[1:] != sorted_lanes[:-1])
-        before = np.append(0, sorted_seqs[:-1])
-        before_hash = np.vstack((np.zeros((1, 32), np.uint8), sorted_hashes[:-1]))
         heads = sorted_lanes[first]
-        before[first], before_hash[first] = self._seqs[heads], self._hashes[heads]
+        before_seq = np.append(0, sorted_seqs[:-1])
+        before_seq[first] = self._seqs[heads]
+        # Where the entry before is: in this batch, or at its end, among the lanes' last ones.
+        before = np.empty(count, np.int64)
+        before[order[1:]] = order[:-1]
+        before[order[first]] = count + np.arange(len(heads))
+        known = np.concatenate((hashes, self._hashes[heads])).view("V32").ravel()
+        linked = known[before]
 
-        silent = column.is_null().to_numpy(zero_copy_only=False)[order]
-        if (silent & ((before == 0) | (before + 1 != sorted_seqs))).any():
+        told = np.flatnonzero(column.is_valid().to_numpy(zero_copy_only=False))
+        gaps = (before_seq == 0) | (before_seq + 1 != sorted_seqs)
+        if (len(told) == 0 and gaps.any()) or not np.isin(order[gaps], told).all():
             raise Broken("an entry does not say which one it follows")
-        linked = np.where(silent[:, None], before_hash, _fixed(column)[order])
-        for at in np.flatnonzero(~silent).tolist():
-            lane = int(sorted_lanes[at])
+        place = np.empty(count, np.int64)
+        place[order] = np.arange(count)
+        said = _fixed(column)
+        for at in told[np.argsort(place[told])].tolist():
+            lane = int(lanes[at])
             if lane in self._began:
-                self._end(lane, int(before[at]), before_hash[at].tobytes())
-            self._began[lane] = int(sorted_seqs[at]), linked[at].tobytes()
+                self._end(lane, int(before_seq[place[at]]), known[before[at]].tobytes())
+            self._began[lane] = int(seqs[at]), said[at].tobytes()
+        linked[told] = said[told].view("V32").ravel()
 
         last = order[np.append(first[1:], True)]
         self._seqs[lanes[last]], self._hashes[lanes[last]] = seqs[last], hashes[last]
-        prev_hashes = np.empty_like(linked)
-        prev_hashes[order] = linked
-        return prev_hashes
+        return linked
 
     def _end(self, lane: int, last: int, digest: bytes) -> None:
         first, prev_hash = self._began.pop(lane)
@@ -205,90 +227,127 @@ def _check(batch: pa.RecordBatch, prev_hashes: Any, lanes: Any, seqs: Any, times
         raise Broken(f"the entry at lane {lanes[at]}, seq {seqs[at]}, id {number} is not what was hashed")
 
 
+# The fixed parts: prev_hash and the first four fields, the time, the access_id.
+_INT = [("type", ">i4"), ("length", ">i4"), ("value", ">i8")]
+_HEAD = np.dtype([("prev", "V32"), ("version", ">i4", 3), ("lane", ">i4", 3), ("seq", _INT), ("id", _INT)])
+_ACCESS = np.dtype([("type", ">i4"), ("length", ">i4"), ("value", "V16")])
+
+
 def _hashed_bytes(
     batch: pa.RecordBatch, prev_hashes: Any, lanes: Any, seqs: Any, times: Any
 ) -> tuple[list[int], Any]:
     """prev_hash and canonical bytes of every entry in one buffer, and where each begins and ends."""
-    head = np.zeros(
-        len(lanes),
-        [("prev", "V32"), ("version", ">i4", 3), ("lane", ">i4", 3)]
-        + [
-            (f"{name}{part}", kind)
-            for name in ("seq", "id")
-            for part, kind in (("", ">i4"), ("_", ">i4"), ("__", ">i8"))
-        ],
-    )
-    head["prev"] = np.ascontiguousarray(prev_hashes).view("V32").ravel()
+    head = np.empty(len(lanes), _HEAD)
+    head["prev"] = prev_hashes
     head["version"] = (23, 4, canonical.VERSION)
     head["lane"][:, 0], head["lane"][:, 1], head["lane"][:, 2] = 23, 4, lanes
     for name, values in (("seq", seqs), ("id", batch.column("id").to_numpy())):
-        head[name], head[name + "_"], head[name + "__"] = 20, 8, values
-    when = np.zeros(len(lanes), [("type", ">i4"), ("length", ">i4"), ("at", ">i8")])
-    when["type"], when["length"], when["at"] = 1184, 8, times - _PG_EPOCH
-    access = np.zeros(len(lanes), [("type", ">i4"), ("length", ">i4"), ("id", "V16")])
-    access["type"], access["length"] = 2950, 16
-    access["id"] = np.ascontiguousarray(_fixed(batch.column("access_id"))).view("V16").ravel()
-    fields: list[Any] = []
-    for name in canonical.Entry._fields[3:]:
-        column = batch.column(name)
-        if name == "timestamp":
+        _fill(head[name], 20, 8, values)
+    when = np.empty(len(lanes), _INT)
+    _fill(when, 1184, 8, times - _PG_EPOCH)
+    access = np.empty(len(lanes), _ACCESS)
+    _fill(access, 2950, 16, np.ascontiguousarray(_fixed(batch.column("access_id"))).view("V16").ravel())
+    fields: list[Any] = [_binary(head)]
+    neighbours: list[tuple[Any, Any]] = []  # columns of few values
+    for name in (*canonical.Entry._fields[3:], ""):
+        column = batch.column(name) if name in _FEW else None
+        if column is not None and len(column.dictionary) <= _COMMON:
+            neighbours.append(_values(name, column))
+            continue
+        fields += _joined(neighbours)
+        neighbours = []
+        if column is not None:
+            fields += _joined([_values(name, column)])
+        elif name == "timestamp":
             fields.append(_binary(when))
         elif name == "access_id":
             fields.append(_binary(access))
-        elif name == "ip_address":
-            fields.append(_each_value(column, _address))
-        elif isinstance(column, pa.DictionaryArray):
-            fields.append(_each_value(column, _text))
-        else:
-            fields.append(_texts(column))
-    whole = pc.binary_join_element_wise(_binary(head), *fields, pa.scalar(b"", pa.binary()))
+        elif name:
+            fields += _texts(batch.column(name))
+    whole = pc.binary_join_element_wise(*fields, pa.scalar(b"", pa.binary()))
     buffers = whole.buffers()
     offsets = np.frombuffer(buffers[1], np.int32)[whole.offset : whole.offset + len(whole) + 1]
     return offsets.tolist(), buffers[2]
 
 
-def _each_value(column: Any, field: Callable[[str | None], bytes]) -> Any:
-    """The field's bytes, made once for each value."""
-    values = pa.array([*map(field, column.dictionary.to_pylist()), field(None)], pa.binary())
+def _fill(record: Any, kind: int, length: int, values: Any) -> None:
+    record["type"], record["length"], record["value"] = kind, length, values
+
+
+def _values(name: str, column: Any) -> tuple[Any, Any]:
+    """The field's bytes, made once for each value, and which of them each entry has."""
+    if name == "ip_address":
+        values = _addresses(column.dictionary)
+    else:
+        values = pc.binary_join_element_wise(*_texts(column.dictionary), pa.scalar(b"", pa.binary()))
     indices = column.indices
     if column.null_count:
-        indices = indices.fill_null(len(values) - 1)
-    return values.take(indices)
+        indices = indices.fill_null(len(values))
+        values = pa.concat_arrays([values, pa.array([struct.pack(">ii", _KIND[name], -1)], pa.binary())])
+    return values, indices
 
 
-def _texts(column: Any) -> Any:
+def _joined(columns: list[tuple[Any, Any]]) -> list[Any]:
+    """Neighbouring fields as one: the bytes of each combination are made once."""
+    if len(columns) < 2:
+        return [values.take(indices) for values, indices in columns]
+    if math.prod(len(values) for values, _ in columns) >= 1 << 62:
+        return _joined(columns[: len(columns) // 2]) + _joined(columns[len(columns) // 2 :])
+    codes = np.zeros(len(columns[0][1]), np.int64)
+    for values, indices in columns:
+        codes *= len(values)
+        codes += indices.to_numpy()
+    found = pc.dictionary_encode(pa.array(codes))
+    codes = found.dictionary.to_numpy()
+    parts = []
+    for values, _ in reversed(columns):
+        codes, rest = np.divmod(codes, len(values))
+        parts.append(values.take(pa.array(rest)))
+    return [pc.binary_join_element_wise(*reversed(parts), pa.scalar(b"", pa.binary())).take(found.indices)]
+
+
+def _texts(column: Any) -> list[Any]:
     """The field's bytes where nearly every value is another."""
-    heads = np.zeros(len(column), [("type", ">i4"), ("length", ">i4")])
+    heads = np.empty(len(column), [("type", ">i4"), ("length", ">i4")])
     heads["type"] = 25
     heads["length"] = pc.binary_length(column).fill_null(-1).to_numpy()
-    values = column.fill_null("").cast(pa.binary())
-    return pc.binary_join_element_wise(_binary(heads), values, pa.scalar(b"", pa.binary()))
+    return [_binary(heads), column.fill_null("").cast(pa.binary())]
 
 
-@functools.lru_cache(1 << 18)
-def _text(value: str | None) -> bytes:
-    if value is None:
-        return struct.pack(">ii", 25, -1)
-    data = value.encode()
-    return struct.pack(">ii", 25, len(data)) + data
+def _addresses(texts: Any) -> Any:
+    """Addresses as the canonical bytes have them. The usual ones at once, the others one by one."""
+    usual = pc.invert(pc.match_substring(texts, ":"))
+    others = [_address(text) for text in texts.filter(pc.invert(usual)).to_pylist()]
+    plain = texts.filter(usual)
+    parts = pc.split_pattern(pc.replace_substring(plain, "/", "."), ".").flatten().cast(pa.uint8()).to_numpy()
+    parts = parts.reshape(len(plain), 5)
+    digits = 1 + (parts > 9) + (parts > 99)
+    if (digits.sum(axis=1) + 4 != pc.binary_length(plain).to_numpy()).any():
+        raise Broken("an entry's ip_address is not spelt as one")
+    rows = np.empty(len(parts), [("type", ">i4"), ("length", ">i4"), ("head", "u1", 4), ("address", "u1", 4)])
+    rows["type"], rows["length"], rows["head"] = 869, 8, (2, 0, 0, 4)
+    rows["head"][:, 1], rows["address"] = parts[:, 4], parts[:, :4]
+    if not others:
+        return _binary(rows)
+    where = np.argsort(~usual.to_numpy(zero_copy_only=False), kind="stable")
+    back = np.empty(len(where), np.int64)
+    back[where] = np.arange(len(where))
+    return pa.concat_arrays([_binary(rows), pa.array(others, pa.binary())]).take(pa.array(back))
 
 
-@functools.lru_cache(1 << 18)
-def _address(value: str | None) -> bytes:
-    if value is None:
-        return struct.pack(">ii", 869, -1)
-    # not ipaddress, which takes 30 times as long
-    text, _, prefix = value.rpartition("/")
-    family = 3 if ":" in text else 2
-    packed = socket.inet_pton(socket.AF_INET6 if family == 3 else socket.AF_INET, text)
+def _address(text: str) -> bytes:
+    address, _, prefix = text.rpartition("/")
+    family = 3 if ":" in address else 2
+    packed = socket.inet_pton(socket.AF_INET6 if family == 3 else socket.AF_INET, address)
     return struct.pack(">iiBBBB", 869, 4 + len(packed), family, int(prefix), 0, len(packed)) + packed
 
 
 def _binary(rows: Any) -> Any:
     """Records of one size as an array of bytes."""
     offsets = np.arange(0, (len(rows) + 1) * rows.itemsize, rows.itemsize, dtype=np.int32)
-    buffers = [None, pa.py_buffer(offsets.tobytes()), pa.py_buffer(rows.tobytes())]
-    return pa.BinaryArray.from_buffers(pa.binary(), len(rows), buffers)
+    return pa.BinaryArray.from_buffers(
+        pa.binary(), len(rows), [None, pa.py_buffer(offsets), pa.py_buffer(rows.view(np.uint8))]
+    )
 
 
 def _fixed(column: Any) -> Any:

@@ -18,7 +18,8 @@ from uuid import UUID
 
 from meshaudit import canonical
 from meshaudit.archive_faults import MISSING, Fault, Outside
-from meshaudit.archive_rows import Broken, Stretch, read
+from meshaudit.archive_place import Place
+from meshaudit.archive_rows import Broken, Stretch, digest, read
 from meshaudit.errors import BadArgument
 
 FORMAT = "meshaudit archive v1"
@@ -34,7 +35,7 @@ _SMALL = 300_000  # entries; below, processes cost more than they bring
 class Manifest(NamedTuple):
     """A manifest that is well-formed."""
 
-    path: Path
+    name: str
     digest: str
     ledger_id: UUID
     partition: str
@@ -43,7 +44,7 @@ class Manifest(NamedTuple):
     entries: int
     previous: str | None
     runs: list[Stretch]
-    data: Path
+    data: str
     size: int
     sha256: str
 
@@ -67,32 +68,31 @@ class Archives(NamedTuple):
 
 
 def verify(
-    place: Path,
+    where: Path | str,
     wanted: Mapping[int, int] | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
     workers: int | None = None,
 ) -> Archives:
-    """Verify every archive in a directory. `wanted`: a seq of each lane whose hash is to be given."""
-    if not place.is_dir():
+    """Verify all archives of a directory or store. `wanted`: a seq of each lane whose hash is to be given."""
+    place = Place(where)
+    if place.path is not None and not place.path.is_dir():
         raise BadArgument(f"{place} is not a directory", "give the place that meshaudit archive wrote to")
     faults: list[Fault] = []
     manifests: list[Manifest] = []
-    for path in sorted(place.glob(f"*{_MANIFEST}")):
+    for name in place.names(_MANIFEST):
         try:
-            manifests.append(parse(path))
+            manifests.append(parse(place, name))
         except Broken as broken:
-            faults.append(Fault(path.name, str(broken)))
-    known = {m.data.name for m in manifests} | {f.file.removesuffix(_MANIFEST) + _DATA for f in faults}
-    faults += [
-        Fault(f.name, "no manifest names it") for f in sorted(place.glob(f"*{_DATA}")) if f.name not in known
-    ]
+            faults.append(Fault(name, str(broken)))
+    known = {m.data for m in manifests} | {f.file.removesuffix(_MANIFEST) + _DATA for f in faults}
+    faults += [Fault(name, "no manifest names it") for name in place.names(_DATA) if name not in known]
     if not manifests and not faults:
         raise BadArgument(f"{place} holds no archive", "give the place that meshaudit archive wrote to")
 
     total, done, hashes = sum(m.entries for m in manifests), 0, {}
-    for one, problem, found in _all(manifests, wanted or {}, workers, total):
+    for one, problem, found in _all(place, manifests, wanted or {}, workers, total):
         if problem:
-            faults.append(Fault(one.data.name, problem))
+            faults.append(Fault(one.data, problem))
         hashes.update(found)
         done += one.entries
         progress(done, total)
@@ -101,10 +101,10 @@ def verify(
     return Archives(faults, manifests, done, hashes, absent)
 
 
-def parse(path: Path) -> Manifest:
+def parse(place: Place, name: str) -> Manifest:
     """A manifest, checked against itself. Raises Broken."""
     try:
-        data = path.read_bytes()
+        data = place.read(name)
         body = json.loads(data)
     except OSError as exc:
         raise Broken(f"it cannot be read ({exc.strerror})") from exc
@@ -118,7 +118,7 @@ def parse(path: Path) -> Manifest:
     try:
         (file,) = body["files"]
         manifest = Manifest(
-            path,
+            name,
             hashlib.sha256(data).hexdigest(),
             UUID(body["ledger_id"]),
             str(body["partition"]),
@@ -127,13 +127,13 @@ def parse(path: Path) -> Manifest:
             int(body["entries"]),
             body["previous"],
             [Stretch(r[0], r[1], r[2], bytes.fromhex(r[3]), bytes.fromhex(r[4])) for r in body["runs"]],
-            path.with_name(str(file["name"])),
+            str(file["name"]),
             int(file["bytes"]),
             str(file["sha256"]),
         )
     except (ValueError, TypeError, KeyError, IndexError) as exc:
         raise Broken("a field of it has no meaning") from exc
-    if path.name != manifest.partition + _MANIFEST or file["name"] != manifest.partition + _DATA:
+    if name != manifest.partition + _MANIFEST or file["name"] != manifest.partition + _DATA:
         raise Broken(f"it is the manifest of {manifest.partition}, under another name")
     if manifest.previous is not None and not _HASH.fullmatch(str(manifest.previous)):
         raise Broken("a field of it has no meaning")
@@ -144,36 +144,38 @@ def _bytes(body: dict[str, Any]) -> bytes:
     return (json.dumps(body, sort_keys=True, separators=(",", ":")) + "\n").encode()
 
 
-def content(m: Manifest) -> str | None:
+def content(place: Place, m: Manifest) -> str | None:
     """What is wrong with a manifest's file; None if nothing is."""
-    return _content(m, {})[1]
+    return _content(place, m, {})[1]
 
 
 Checked = tuple[Manifest, str | None, dict[tuple[int, int], bytes]]
 
 
 def _all(
-    manifests: list[Manifest], wanted: Mapping[int, int], workers: int | None, total: int
+    place: Place, manifests: list[Manifest], wanted: Mapping[int, int], workers: int | None, total: int
 ) -> Iterator[Checked]:
     workers = workers or min(os.cpu_count() or 1, len(manifests))
     if workers <= 1 or total < _SMALL:
-        yield from (_content(m, wanted) for m in manifests)
+        yield from (_content(place, m, wanted) for m in manifests)
         return
     # Not forked: threads of the libraries would be lost half-way.
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        yield from pool.map(_content, manifests, [dict(wanted)] * len(manifests))
+        same = len(manifests)
+        yield from pool.map(_content, [place] * same, manifests, [dict(wanted)] * same)
 
 
-def _content(m: Manifest, wanted: Mapping[int, int]) -> Checked:
+def _content(place: Place, m: Manifest, wanted: Mapping[int, int]) -> Checked:
     """Whether a file is what its manifest says."""
     try:
-        with m.data.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        if m.data.stat().st_size != m.size:
-            raise Broken(f"it has {m.data.stat().st_size} bytes instead of {m.size}")
-        if digest != m.sha256:
-            raise Broken("it was altered: its sha256 is another than its manifest's")
-        content = read(m.data, m.start, m.end, wanted)
+        with place.open(m.data) as file:
+            size, sha256 = digest(file)
+            if size != m.size:
+                raise Broken(f"it has {size} bytes instead of {m.size}")
+            if sha256 != m.sha256:
+                raise Broken("it was altered: its sha256 is another than its manifest's")
+            file.seek(0)
+            content = read(file, m.start, m.end, wanted)
         if content.entries != m.entries or content.runs != m.runs:
             raise Broken("its entries are not those of its manifest")
     except FileNotFoundError:
@@ -192,11 +194,11 @@ def _joined(manifests: list[Manifest]) -> tuple[list[Fault], int]:
     followed: dict[str | None, Manifest] = {}
     for m in manifests:
         if m.ledger_id != manifests[0].ledger_id:
-            faults.append(Fault(m.path.name, f"it is of another ledger than {manifests[0].path.name}"))
+            faults.append(Fault(m.name, f"it is of another ledger than {manifests[0].name}"))
         if m.previous is not None and m.previous not in there:
-            faults.append(Fault(m.path.name, "the archive before it is missing, or was altered"))
+            faults.append(Fault(m.name, "the archive before it is missing, or was altered"))
         if m.previous in followed:
-            faults.append(Fault(m.path.name, f"{followed[m.previous].path.name} has the same one before it"))
+            faults.append(Fault(m.name, f"{followed[m.previous].name} has the same one before it"))
         followed[m.previous] = m
 
     lanes: dict[int, list[tuple[Stretch, Manifest]]] = {}
@@ -209,7 +211,7 @@ def _joined(manifests: list[Manifest]) -> tuple[list[Fault], int]:
         runs.sort(key=lambda pair: pair[0])
         first, owner = runs[0]
         if first.first == 1 and first.prev_hash != canonical.genesis(owner.ledger_id, lane):
-            faults.append(Fault(owner.path.name, f"lane {lane} does not begin as one of its ledger's"))
+            faults.append(Fault(owner.name, f"lane {lane} does not begin as one of its ledger's"))
         absent += first.first - 1
         for (one, _), (two, m) in pairwise(runs):
             problem = None
@@ -219,7 +221,7 @@ def _joined(manifests: list[Manifest]) -> tuple[list[Fault], int]:
                 absent += two.first - one.last - 1
             elif two.prev_hash != one.hash:
                 problem = f"lane {lane}, seq {two.first} does not follow the entry before it"
-            if problem and m.path.name not in told:
-                told.add(m.path.name)
-                faults.append(Fault(m.path.name, problem))
+            if problem and m.name not in told:
+                told.add(m.name)
+                faults.append(Fault(m.name, problem))
     return faults, absent

@@ -9,6 +9,7 @@
     ├── SchemaTooNew            the database is newer than this program
     ├── NoPermission            the role lacks a privilege
     ├── BadArgument             a filter or option has no meaning
+    ├── StoreFailed             an object store cannot be used
     └── AuditError              raised by the SQL core, one class for each of its SQLSTATEs
         ├── AccessDenied        MA001
         ├── CannotRecord        MA002
@@ -36,6 +37,10 @@ class MeshauditError(Exception):
         self.message = message or doc.partition("\n")[0]
         self.hint = hint or self.default_hint
         super().__init__(self.message)
+
+    def __reduce__(self) -> tuple[type["MeshauditError"], tuple[str, str]]:
+        # from another process it comes with its hint
+        return type(self), (self.message, self.hint)
 
 
 class ServerError(MeshauditError):
@@ -80,6 +85,10 @@ class NoPermission(MeshauditError):
 
 class BadArgument(MeshauditError):
     """A filter or option has no meaning."""
+
+
+class StoreFailed(MeshauditError):
+    """The object store failed."""
 
 
 class AuditError(MeshauditError):

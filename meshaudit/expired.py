@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from meshaudit.archive_faults import MISSING, Fault
+from meshaudit.archive_place import Place
 from meshaudit.archive_rows import Broken
 from meshaudit.archive_verify import Archives, Manifest
 
@@ -76,8 +77,9 @@ def read_log(conn: psycopg.Connection[Any]) -> Log:
     )
 
 
-def judged(archives: Archives, place: Path, log: Log | None = None) -> tuple[Archives, list[Manifest]]:
+def judged(archives: Archives, where: Path | str, log: Log | None = None) -> tuple[Archives, list[Manifest]]:
     """The archives without the faults that are lawful expiries; and the manifests of those."""
+    place = Place(where)
     by_digest = {m.digest: m for m in archives.manifests}
     documents, faults = _documents(place, by_digest)
     if log is not None:
@@ -89,16 +91,16 @@ def judged(archives: Archives, place: Path, log: Log | None = None) -> tuple[Arc
         ]
         documents = known | documents
     absent = {f.file for f in archives.faults if f.problem == MISSING}
-    gone = [m for m in archives.manifests if m.data.name in absent]
+    gone = [m for m in archives.manifests if m.data in absent]
     named = set(log.named) if log is not None else set[str]()
     if gone:
         broken = {f.file for f in archives.faults}
-        named.update(_named_in(m for m in archives.manifests if m.data.name not in broken))
+        named.update(_named_in(place, (m for m in archives.manifests if m.data not in broken)))
     lawful = _backed(documents, named)
     told = {one.manifest for one in documents.values()}
     expired = [m for m in gone if m.digest in lawful]
-    over = {m.data.name for m in expired}
-    unsure = {m.data.name for m in gone if m.digest in told} - over
+    over = {m.data for m in expired}
+    unsure = {m.data for m in gone if m.digest in told} - over
     faults += [
         Fault(f.file, _doubt(log)) if f.file in unsure and f.problem == MISSING else f
         for f in archives.faults
@@ -114,26 +116,26 @@ def _doubt(log: Log | None) -> str:
     return "it is missing, and no entry of the log says that it has expired"
 
 
-def _documents(place: Path, manifests: dict[str, Manifest]) -> tuple[dict[str, Expiry], list[Fault]]:
+def _documents(place: Place, manifests: dict[str, Manifest]) -> tuple[dict[str, Expiry], list[Fault]]:
     """The documents of a place, and what is wrong with them."""
     found: dict[str, Expiry] = {}
     faults: list[Fault] = []
-    for path in sorted(place.glob(f"*{SUFFIX}")):
+    for name in place.names(SUFFIX):
         try:
-            one = parse(path.read_bytes())
+            one = parse(place.read(name))
         except OSError as exc:
-            faults.append(Fault(path.name, f"it cannot be read ({exc.strerror})"))
+            faults.append(Fault(name, f"it cannot be read ({exc.strerror})"))
         except Broken as broken:
-            faults.append(Fault(path.name, str(broken)))
+            faults.append(Fault(name, str(broken)))
         else:
             manifest = manifests.get(one.manifest)
-            if one.partition + SUFFIX != path.name:
-                faults.append(Fault(path.name, f"it is of {one.partition}, under another name"))
+            if one.partition + SUFFIX != name:
+                faults.append(Fault(name, f"it is of {one.partition}, under another name"))
             elif manifest is None or (manifest.partition, str(manifest.ledger_id)) != (
                 one.partition,
                 one.ledger_id,
             ):
-                faults.append(Fault(path.name, "the manifest that it names is not here"))
+                faults.append(Fault(name, "the manifest that it names is not here"))
             found[one.digest] = one
     return found, faults
 
@@ -159,11 +161,11 @@ def _backed(documents: dict[str, Expiry], named: set[str]) -> set[str]:
     return {documents[digest].manifest for digest in counted}
 
 
-def _named_in(manifests: Iterable[Manifest]) -> Iterator[str]:
+def _named_in(place: Place, manifests: Iterable[Manifest]) -> Iterator[str]:
     """The documents that entries in archives name, whose every hash has been recomputed."""
     columns = ["secret_table", "operation", "secret_id"]
     for m in manifests:
-        with pq.ParquetFile(m.data) as file:
+        with place.open(m.data) as opened, pq.ParquetFile(opened) as file:
             for batch in file.iter_batches(columns=columns):
                 wanted = pc.and_(
                     pc.equal(batch.column("secret_table"), "meshaudit.expiry"),

@@ -37,7 +37,7 @@ begin
     select * into k from meshaudit_private.kept_in_database(p.leaf, p.to_time);
     due := greatest(p.to_time + v_keep, k.until);
     detail := case
-      when meshaudit_private.scopes_of(p.leaf) = '{}' then 'it is empty'
+      when not meshaudit_private.has_scope(p.leaf, '*', '{}') then 'it is empty'
       when k.uncovered is not null then pg_catalog.format('no policy for scope %s', k.uncovered)
       else meshaudit_private.why_kept(p.leaf, p.from_time, p.to_time) end;
     action := case when detail is null then 'archive' else 'keep' end;

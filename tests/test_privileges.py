@@ -27,6 +27,7 @@ FUNCTIONS = {
     "partitions": {AUDITOR, OPERATOR},
     "retirements": {AUDITOR, OPERATOR},
     "retire_partition": {OPERATOR},
+    "begin_archiving": {OPERATOR},
     "restore_entries": {OPERATOR},
     "restore_partition": {OPERATOR},
     "place_hold": {AUDITOR},

@@ -9,54 +9,34 @@ from typing import Any
 import psycopg
 
 from meshaudit import retention
-from meshaudit.archive import writer
+from meshaudit.archive.store import Store, store
 
 
-def is_here(place: Path, partition: str, manifest: str) -> bool:
+def is_here(where: Path | str, partition: str, manifest: str) -> bool:
     """Whether a place holds that archive, by its manifest."""
-    try:
-        return (place / f"{partition}.manifest.json").read_bytes() == manifest.encode()
-    except FileNotFoundError:
-        return False
+    return store(where).read(f"{partition}.manifest.json") == manifest.encode()
 
 
-def expire(conn: psycopg.Connection[Any], place: Path, partition: str) -> None:
+def expire(conn: psycopg.Connection[Any], where: Path | str, partition: str) -> None:
     """Record that an archive's period is over, and delete its data."""
-    _carry_out(place, partition, retention.expire(conn, partition))
+    _carry_out(store(where), partition, retention.expire(conn, partition))
 
 
-def sweep(conn: psycopg.Connection[Any], place: Path) -> list[str]:
+def sweep(conn: psycopg.Connection[Any], where: Path | str) -> list[str]:
     """What a killed run has recorded and not carried out; returns the partitions."""
-    manifests = retention.manifests(conn)
-    return [
-        partition
-        for partition, document in retention.expiries(conn).items()
-        if is_here(place, partition, manifests[partition]) and _carry_out(place, partition, document)
-    ]
+    place, manifests = store(where), retention.manifests(conn)
+    there = set(place.names())
+    done: list[str] = []
+    for partition, document in retention.expiries(conn).items():
+        if f"{partition}.expiry.json" in there and f"{partition}.parquet" not in there:
+            continue
+        if is_here(where, partition, manifests[partition]):
+            _carry_out(place, partition, document)
+            done.append(partition)
+    return done
 
 
-def _carry_out(place: Path, partition: str, document: str) -> bool:
-    """The document is on disk before the file goes. False: nothing was left to do."""
-    done = _write(place, f"{partition}.expiry.json", document)
-    return delete_data(place, partition) or done
-
-
-def _write(place: Path, name: str, text: str) -> bool:
-    final, fresh = place / name, place / f".{name}"
-    if final.exists() and final.read_bytes() == text.encode():
-        return False
-    fresh.write_bytes(text.encode())
-    writer.flush(fresh)
-    fresh.replace(final)
-    writer.flush(place)
-    return True
-
-
-def delete_data(place: Path, partition: str) -> bool:
-    """Delete an archive's entries; False if they are gone already. The only place where that is done."""
-    try:
-        (place / f"{partition}.parquet").unlink()
-    except FileNotFoundError:
-        return False
-    writer.flush(place)
-    return True
+def _carry_out(place: Store, partition: str, document: str) -> None:
+    """The document is there for good before the file goes."""
+    place.put(f"{partition}.expiry.json", document.encode(), replace=True)
+    place.delete(f"{partition}.parquet")

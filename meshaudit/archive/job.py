@@ -1,33 +1,38 @@
 """The archiver: for each partition write, read back, verify, name, retire.
 
-Whenever it is killed, it can run again.
+Whenever it is killed, it can run again. While a partition is verified and retired, the next is being written.
 
 Invariants
-  * a file gets its name only when it is on disk, the manifest after what it names, both before the database
-    is told;
-  * what is verified is what was read back from the file, by code that had no part in writing it;
+  * one archiver a ledger: it holds a lock in the database for as long as it writes;
+  * a manifest is there only when what it names is, both before the database is told;
+  * what is verified is what was read back from the place, by code that had no part in writing it;
   * the database compares the manifest with the partition itself and empties it in the same transaction, or
     refuses. Until then everything is still there, and a rerun starts that partition afresh; afterwards it has
     nothing to do.
 """
 
+import contextlib
 import hashlib
 import json
-import os
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from datetime import datetime
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
 from uuid import UUID
 
 import psycopg
 
-from meshaudit import archive_rows
 from meshaudit.archive import manifest, writer
+from meshaudit.archive.lock import exclusive
+from meshaudit.archive.readback import ReadBack, read_back
+from meshaudit.archive.store import Store, store
 from meshaudit.errors import BadArgument, MeshauditError, NoPermission
 
 _TRIES = 200  # for as long as somebody reads the partition
+_SMALL = 300_000  # entries; below, a process costs more than it brings
 
 
 class Partition(NamedTuple):
@@ -39,6 +44,16 @@ class Partition(NamedTuple):
     state: str
     detail: str | None
 
+    @property
+    def data(self) -> str:
+        """What its file is called."""
+        return f"{self.name}.parquet"
+
+    @property
+    def manifest(self) -> str:
+        """What its manifest is called."""
+        return f"{self.name}.manifest.json"
+
 
 class Done(NamedTuple):
     """An archived partition."""
@@ -49,7 +64,7 @@ class Done(NamedTuple):
     digest: str
 
 
-# What is done, for a progress bar: partition, step, entries so far.
+# What is done, for a progress bar: partition, step (writing, verifying, retired), entries so far.
 Progress = Callable[[str, str, int], None]
 
 
@@ -61,7 +76,11 @@ def candidates(conn: psycopg.Connection[Any], before: datetime) -> list[Partitio
 
 
 def archive(
-    conn: psycopg.Connection[Any], dsn: str, target: Path, partitions: list[Partition], progress: Progress
+    conn: psycopg.Connection[Any],
+    dsn: str,
+    target: Path | str,
+    partitions: list[Partition],
+    progress: Progress,
 ) -> Iterator[Done]:
     """Archive and retire these partitions, one after the other."""
     seen = conn.execute("select meshaudit.sees_everything(), meshaudit.get_setting('ledger_id')").fetchone()
@@ -71,93 +90,164 @@ def archive(
             "this role sees only a part of the log, and a part of a chain cannot be archived",
             "connect as a member of meshaudit_operator that is an auditor of scope '*'",
         )
-    ledger_id = UUID(seen[1])
-    target.mkdir(parents=True, exist_ok=True)
-    for partition in partitions:
-        yield _one(conn, dsn, target, partition, ledger_id, progress)
+    if not partitions:
+        return
+    place = store(target)
+    with exclusive(dsn) as still_ours:
+        place.prepare(UUID(seen[1]))
+        run = _Run(conn, dsn, place, UUID(seen[1]), progress, still_ours)
+        with contextlib.closing(run):
+            yield from run.archive(partitions)
 
 
-def _one(
-    conn: psycopg.Connection[Any],
-    dsn: str,
-    target: Path,
-    partition: Partition,
-    ledger_id: UUID,
-    progress: Progress,
-) -> Done:
-    name = partition.name
-    final, named = target / f"{name}.parquet", target / f"{name}.manifest.json"
-    held = conn.execute(
-        "select manifest, restored from meshaudit.retirements() where partition = %s", [name]
-    ).fetchone()
-    if held is not None:
-        return _again(conn, target, partition, held[0], progress)
-    left = _left_behind(named)
-    # Of this process only; a killed one's is swept away when it is found.
-    fresh, fresh_named = _temporary(final), _temporary(named)
-    _sweep(target, name)
-    try:
-        writer.write(dsn, partition.start, partition.end, fresh, lambda n: progress(name, "writing", n))
-        content = _read_back(fresh, partition, progress)
-        text = manifest.text(
-            ledger_id=ledger_id,
-            partition=name,
-            start=partition.start,
-            end=partition.end,
-            content=content,
-            files=[fresh],
-            names=[final.name],
-            previous=_previous(conn),
-        )
-        if left is not None and not _same_entries(left, json.loads(text)):
-            raise BadArgument(
-                f"{named} is there and holds other entries than {name} does now",
-                "move it away, or archive to another place",
+class _Run:
+    """Two at a time: one is written, the one before is verified, named and retired."""
+
+    def __init__(
+        self,
+        conn: psycopg.Connection[Any],
+        dsn: str,
+        place: Store,
+        ledger_id: UUID,
+        progress: Progress,
+        still_ours: Callable[[], None],
+    ) -> None:
+        self._conn, self._dsn, self._place, self._ledger_id = conn, dsn, place, ledger_id
+        self._progress, self._still_ours = progress, still_ours
+        self._thread = ThreadPoolExecutor(1)
+        self._process: ProcessPoolExecutor | None = None
+        rows = conn.execute("select partition, manifest from meshaudit.retirements()").fetchall()
+        self._held: dict[str, str] = dict(rows)
+
+    def close(self) -> None:
+        """What is being retired is finished."""
+        self._thread.shutdown()
+        if self._process is not None:
+            self._process.shutdown()
+
+    def archive(self, partitions: list[Partition]) -> Iterator[Done]:
+        before: Future[Done] | None = None
+        try:
+            for partition in partitions:
+                finish = self._begin(partition)
+                if before is not None:
+                    try:
+                        done = before.result()
+                    except BaseException:
+                        self._give_up(partition)
+                        raise
+                    yield done
+                before = self._thread.submit(finish)
+        finally:
+            # also when nobody wants to hear of the others
+            last = before.result() if before is not None and not before.cancelled() else None
+        if last is not None:
+            yield last
+
+    def _begin(self, partition: Partition) -> Callable[[], Done]:
+        """Write it, unless it is there; returns what is left to do."""
+        held = self._held.get(partition.name)
+        if held is not None:
+            return lambda: self._again(partition, held)
+        left = self._left_behind(partition)
+        self._place.sweep(partition.data)
+        self._place.sweep(partition.manifest)
+        with self._place.write(partition.data) as sink:
+            count = writer.write(
+                self._dsn,
+                partition.start,
+                partition.end,
+                sink,
+                lambda n: self._progress(partition.name, "writing", n),
             )
-        with fresh_named.open("x", encoding="utf-8") as file:
-            file.write(text)
-        writer.flush(fresh_named)
-        fresh.replace(final)
-        fresh_named.replace(named)
-        writer.flush(target)
-    finally:
-        fresh.unlink(missing_ok=True)
-        fresh_named.unlink(missing_ok=True)
-    digest = _retire(conn, name, named.read_text("utf-8"))
-    return Done(name, content.entries, final.stat().st_size, digest)
+        return lambda: self._finish(partition, count, left)
 
+    def _finish(self, partition: Partition, count: int, left: dict[str, Any] | None) -> Done:
+        try:
+            found = self._read_back(partition, self._place.draft(partition.data), count)
+            text = manifest.text(
+                ledger_id=self._ledger_id,
+                partition=partition.name,
+                start=partition.start,
+                end=partition.end,
+                content=found.content,
+                file=(partition.data, found.bytes, found.sha256),
+                previous=_previous(self._conn),
+            )
+            if left is not None and not _same_entries(left, json.loads(text)):
+                raise BadArgument(
+                    f"{partition.manifest} is there and holds other entries than {partition.name} does now",
+                    f"move it away from {self._place.where}, or archive to another place",
+                )
+            self._still_ours()
+            self._place.publish(partition.data)
+        except BaseException:
+            self._give_up(partition, keep=left is not None)
+            raise
+        try:
+            self._place.put(partition.manifest, text.encode(), replace=left is not None)
+        except FileExistsError as exc:
+            raise MeshauditError(
+                f"{partition.manifest} has just been put to {self._place.where} by somebody else",
+                "one ledger, one archiver, one place; run it again when the other has ended",
+            ) from exc
+        digest = _retire(self._conn, partition.name, text)
+        self._progress(partition.name, "retired", found.content.entries)
+        return Done(partition.name, found.content.entries, found.bytes, digest)
 
-def _again(
-    conn: psycopg.Connection[Any], target: Path, partition: Partition, text: str, progress: Progress
-) -> Done:
-    """A restored partition: its archive is there, and is verified once more."""
-    name = partition.name
-    final, named = target / f"{name}.parquet", target / f"{name}.manifest.json"
-    if not named.exists() or named.read_text("utf-8") != text or not final.exists():
-        raise BadArgument(f"{name} was restored from an archive that is not in {target}", "give that place")
-    if manifest.digest(final) != json.loads(text)["files"][0]["sha256"]:
-        raise MeshauditError(
-            f"{final} has changed since it was archived", "meshaudit verify --archive names what"
-        )
-    content = _read_back(final, partition, progress)
-    return Done(name, content.entries, final.stat().st_size, _retire(conn, name, text))
+    def _again(self, partition: Partition, text: str) -> Done:
+        """A restored partition: its archive is there, and is verified once more."""
+        name = partition.name
+        if self._place.read(partition.manifest) != text.encode():
+            raise BadArgument(
+                f"{name} was restored from an archive that is not in {self._place.where}", "give that place"
+            )
+        body = json.loads(text)
+        found = self._read_back(partition, partition.data, body["entries"])
+        if found.sha256 != body["files"][0]["sha256"]:
+            raise MeshauditError(
+                f"{partition.data} has changed since it was archived", "meshaudit verify --archive names what"
+            )
+        digest = _retire(self._conn, name, text)
+        self._progress(name, "retired", found.content.entries)
+        return Done(name, found.content.entries, found.bytes, digest)
 
+    def _read_back(self, partition: Partition, name: str, count: int) -> ReadBack:
+        args = (self._place.where, name, partition.start, partition.end)
+        self._progress(partition.name, "verifying", 0)
+        if count < _SMALL:
+            found = read_back(*args)
+        else:
+            if self._process is None:
+                # Not forked: threads of the libraries would be lost half-way.
+                self._process = ProcessPoolExecutor(1, mp_context=get_context("spawn"))
+            found = self._process.submit(read_back, *args).result()
+        self._progress(partition.name, "verifying", count)
+        return found
 
-def _read_back(path: Path, partition: Partition, progress: Progress) -> archive_rows.Content:
-    done = 0
+    def _left_behind(self, partition: Partition) -> dict[str, Any] | None:
+        """The manifest of a run that was killed before the database knew of it."""
+        data = self._place.read(partition.manifest)
+        if data is None:
+            return None
+        try:
+            body = json.loads(data)
+        except ValueError as exc:
+            raise BadArgument(f"{partition.manifest} is there and is no manifest", "move it away") from exc
+        found = body if isinstance(body, dict) else {}
+        if found.get("ledger_id") != str(self._ledger_id):
+            raise BadArgument(
+                f"{partition.manifest} in {self._place.where} is of another ledger",
+                "archive to another place",
+            )
+        return found
 
-    def count(rows: int) -> None:
-        nonlocal done
-        done += rows
-        progress(partition.name, "verifying", done)
-
-    try:
-        return archive_rows.read(path, partition.start, partition.end, progress=count)
-    except archive_rows.Broken as broken:
-        raise MeshauditError(
-            f"{partition.name} does not verify, and was not retired: {broken}",
-            "run meshaudit verify: it names what was altered",
-        ) from broken
+    def _give_up(self, partition: Partition, keep: bool = False) -> None:
+        """Remove what was written; not if it has replaced what a manifest names."""
+        name = self._place.draft(partition.data)
+        if not (keep and name == partition.data):
+            with contextlib.suppress(MeshauditError, OSError):
+                self._place.delete(name)
 
 
 def _retire(conn: psycopg.Connection[Any], name: str, text: str) -> str:
@@ -189,26 +279,5 @@ def _holds_entries(conn: psycopg.Connection[Any], partition: Partition) -> bool:
     return row == (True,)
 
 
-def _left_behind(named: Path) -> dict[str, Any] | None:
-    """The manifest of a run that was killed before the database knew of it."""
-    try:
-        body = json.loads(named.read_bytes())
-    except FileNotFoundError:
-        return None
-    except ValueError as exc:
-        raise BadArgument(f"{named} is there and is no manifest", "move it away") from exc
-    return body if isinstance(body, dict) else {}
-
-
 def _same_entries(left: dict[str, Any], now: dict[str, Any]) -> bool:
     return all(left.get(key) == now[key] for key in ("ledger_id", "partition", "entries", "runs"))
-
-
-def _temporary(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{os.getpid()}")
-
-
-def _sweep(target: Path, name: str) -> None:
-    for kind in ("parquet", "manifest.json"):
-        for path in target.glob(f".{name}.{kind}.*"):
-            path.unlink(missing_ok=True)

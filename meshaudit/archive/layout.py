@@ -44,8 +44,9 @@ _DELTA = ("id", "timestamp", "seq")
 
 WRITER: dict[str, Any] = {
     "version": "2.6",
-    "compression": "zstd",
-    "compression_level": 3,
+    # what nothing compresses is not tried
+    "compression": {name: "none" if name in ("access_id", "hash") else "zstd" for name in COLUMNS},
+    "compression_level": {name: 1 for name in COLUMNS if name not in ("access_id", "hash")},
     "use_dictionary": [*(name for name in TEXT if name != "request_id"), "lane"],
     "column_encoding": dict.fromkeys(_DELTA, "DELTA_BINARY_PACKED"),
     "write_statistics": [name for name in COLUMNS if name not in ("hash", "prev_hash", "access_id")],

@@ -2,9 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 from uuid import UUID
 
@@ -20,11 +18,11 @@ def text(
     start: datetime,
     end: datetime,
     content: Content,
-    files: Sequence[Path],
-    names: Sequence[str],
+    file: tuple[str, int, str],
     previous: str | None,
 ) -> str:
-    """The manifest's text. `files` are read for their digests; `names` are what they will be called."""
+    """The manifest's text. `file`: its name, bytes and sha256."""
+    name, size, sha256 = file
     body: dict[str, Any] = {
         "format": FORMAT,
         "canonical_bytes": 1,
@@ -33,10 +31,7 @@ def text(
         "from": start.astimezone(UTC).isoformat(),
         "to": end.astimezone(UTC).isoformat(),
         "entries": content.entries,
-        "files": [
-            {"name": name, "bytes": path.stat().st_size, "sha256": digest(path)}
-            for path, name in zip(files, names, strict=True)
-        ],
+        "files": [{"name": name, "bytes": size, "sha256": sha256}],
         "previous": previous,
         "runs": [
             [run.lane, run.first, run.last, run.prev_hash.hex(), run.hash.hex()] for run in content.runs
@@ -49,9 +44,3 @@ def text(
 def serialized(body: dict[str, Any]) -> str:
     """The one way in which a manifest is written."""
     return json.dumps(body, sort_keys=True, separators=(",", ":"), ensure_ascii=True) + "\n"
-
-
-def digest(path: Path) -> str:
-    """A file's sha256 in hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

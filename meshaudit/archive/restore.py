@@ -3,13 +3,14 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import psycopg
 import pyarrow.parquet as pq
 
 from meshaudit import archive_verify
 from meshaudit.archive.job import Progress
+from meshaudit.archive_place import Place
 from meshaudit.archive_rows import Broken
 from meshaudit.errors import BadArgument, MeshauditError
 
@@ -17,22 +18,22 @@ _BATCH = 5_000
 _NAMES = "meshaudit verify --archive names what was altered"
 
 
-def restore(conn: psycopg.Connection[Any], place: Path, partition: str, progress: Progress) -> int:
+def restore(conn: psycopg.Connection[Any], where: Path | str, partition: str, progress: Progress) -> int:
     """Restore one partition in one transaction; returns the number of its entries."""
-    path = place / f"{partition}.manifest.json"
-    if not path.is_file():
+    place, name = Place(where), f"{partition}.manifest.json"
+    if name not in place.names(".manifest.json"):
         raise BadArgument(f"{place} has no archive of {partition}", "its files are named after partitions")
     try:
-        manifest = archive_verify.parse(path)
+        manifest = archive_verify.parse(place, name)
     except Broken as broken:
-        raise MeshauditError(f"{path.name}: {broken}", _NAMES) from broken
-    problem = archive_verify.content(manifest)
+        raise MeshauditError(f"{name}: {broken}", _NAMES) from broken
+    problem = archive_verify.content(place, manifest)
     if problem is not None:
-        raise MeshauditError(f"{manifest.data.name}: {problem}", _NAMES)
+        raise MeshauditError(f"{manifest.data}: {problem}", _NAMES)
     done = 0
-    with conn.transaction():
+    with place.open(manifest.data) as file, conn.transaction():
         conn.execute("select meshaudit.restore_entries(null)")
-        for rows in _rows(manifest.data):
+        for rows in _rows(file):
             conn.execute("select meshaudit.restore_entries(%s)", [json.dumps(rows)])
             done += len(rows)
             progress(partition, "restoring", done)
@@ -40,9 +41,9 @@ def restore(conn: psycopg.Connection[Any], place: Path, partition: str, progress
     return done
 
 
-def _rows(path: Path) -> Iterator[list[dict[str, Any]]]:
+def _rows(source: Path | BinaryIO) -> Iterator[list[dict[str, Any]]]:
     hashes: dict[int, bytes] = {}
-    with pq.ParquetFile(path) as file:
+    with pq.ParquetFile(source, pre_buffer=True) as file:
         for batch in file.iter_batches(_BATCH):
             rows = batch.to_pylist()
             for row in rows:

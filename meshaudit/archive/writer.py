@@ -5,11 +5,9 @@ lane, with the seq before it. Elsewhere it is NULL, and costs nothing.
 """
 
 import contextlib
-import os
 from collections.abc import Callable, Iterator
 from datetime import datetime
-from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import adbc_driver_postgresql.dbapi as adbc
 import numpy as np
@@ -24,11 +22,11 @@ Progress = Callable[[int], None]
 _ALTERED = "run meshaudit verify: it names what was altered"
 
 
-def write(dsn: str, start: datetime, end: datetime, path: Path, progress: Progress) -> int:
-    """Write the entries of start <= timestamp < end; returns their number. The file is on disk afterwards."""
+def write(dsn: str, start: datetime, end: datetime, sink: BinaryIO, progress: Progress) -> int:
+    """Write the entries of start <= timestamp < end; returns their number."""
     links = _Links()
     count = 0
-    with _batches(dsn, query(start, end)) as batches, pq.ParquetWriter(path, SCHEMA, **WRITER) as file:
+    with _batches(dsn, query(start, end)) as batches, pq.ParquetWriter(sink, SCHEMA, **WRITER) as file:
         waiting: list[pa.RecordBatch] = []
         rows = 0
         for batch in batches:
@@ -44,17 +42,7 @@ def write(dsn: str, start: datetime, end: datetime, path: Path, progress: Progre
             file.write_table(pa.Table.from_batches(waiting, SCHEMA), row_group_size=ROW_GROUP)
     count += rows
     progress(count)
-    flush(path)
     return count
-
-
-def flush(path: Path) -> None:
-    """What was written to this file or directory is on disk afterwards."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 @contextlib.contextmanager
@@ -94,25 +82,28 @@ class _Links:
         hashes, prev_hashes = _bytes(columns["hash"]), _bytes(columns["prev_hash"])
         self._grow(int(lanes.max()) + 1)
 
-        order = np.argsort(lanes, kind="stable")
-        first = np.empty(len(order), bool)
-        first[0] = True
-        first[1:] = lanes[order][1:] != lanes[order][:-1]
-        before = np.empty(len(order), np.int64)
-        before[1:] = seqs[order][:-1]
-        before_hash = np.empty((len(order), 32), np.uint8)
-        before_hash[1:] = hashes[order][:-1]
-        heads = lanes[order][first]
-        before[first], before_hash[first] = self._seqs[heads], self._hashes[heads]
-        follows = (before > 0) & (before + 1 == seqs[order]) & (before_hash == prev_hashes[order]).all(axis=1)
+        count = len(lanes)
+        # numpy sorts numbers this small by radix
+        order = np.argsort(lanes.astype(np.uint16) if lanes.max() < 1 << 16 else lanes, kind="stable")
+        sorted_lanes = lanes[order]
+        first = np.append(True, sorted_lanes[1:] != sorted_lanes[:-1])
+        heads = sorted_lanes[first]
+        # Where the entry before is: in this batch, or behind it, where the lanes' last ones are put.
+        before = np.empty(count, np.int64)
+        before[order[1:]] = order[:-1]
+        before[order[first]] = count + np.arange(len(heads))
+        before_seq = np.append(seqs, self._seqs[heads])[before]
+        known = np.concatenate((hashes, self._hashes[heads])).view(np.int64)[before]
+        same = (known == np.ascontiguousarray(prev_hashes).view(np.int64)).all(axis=1)
+        told = ~((before_seq > 0) & (before_seq + 1 == seqs) & same)
         last = order[np.append(first[1:], True)]
         self._seqs[lanes[last]], self._hashes[lanes[last]] = seqs[last], hashes[last]
 
-        told = np.empty(len(order), bool)
-        told[order] = ~follows
-        bitmap = pa.py_buffer(np.packbits(told, bitorder="little").tobytes())
+        said = np.zeros((count, 32), np.uint8)
+        said[told] = prev_hashes[told]
+        bitmap = pa.py_buffer(np.packbits(told, bitorder="little"))
         columns["prev_hash"] = pa.FixedSizeBinaryArray.from_buffers(
-            pa.binary(32), len(order), [bitmap, pa.py_buffer((prev_hashes * told[:, None]).tobytes())]
+            pa.binary(32), count, [bitmap, pa.py_buffer(said.ravel())]
         )
         return pa.RecordBatch.from_arrays(list(columns.values()), schema=SCHEMA)
 

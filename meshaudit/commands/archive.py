@@ -3,14 +3,12 @@
 import contextlib
 import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from meshaudit import db, extra, filters, output
 from meshaudit.commands.options import Dsn, Json, dsn, wants_json
-from meshaudit.errors import BadArgument
 from meshaudit.version import require_current
 
 _HINT = "connect as a member of meshaudit_operator that is an auditor of scope '*'"
@@ -18,7 +16,7 @@ _HINT = "connect as a member of meshaudit_operator that is an auditor of scope '
 
 def archive(
     context: typer.Context,
-    to: Annotated[Path, typer.Option("--to", metavar="DIR", help="Where the archive is.")],
+    to: Annotated[str, typer.Option("--to", metavar="DIR|URL", help="A directory, or s3://, gs://, az://.")],
     before: Annotated[
         str, typer.Option("--before", metavar="TIME", help="Partitions that end at this time or earlier.")
     ],
@@ -29,9 +27,8 @@ def archive(
     """Write whole partitions to Parquet, verify what was written, retire them. Safe to run again."""
     end = filters.time("--before", before)
     assert end is not None
-    if to.exists() and not to.is_dir():
-        raise BadArgument(f"{to} is not a directory", "an archive is a directory")
     job = extra.load("meshaudit.archive.job")
+    extra.load("meshaudit.archive.store").store(to)  # before the database is asked: is it a place at all?
     given = dsn(context, database)
     with db.connect(given) as conn, db.errors(_HINT):
         require_current(conn)
@@ -57,7 +54,7 @@ def archive(
 
 def restore(
     context: typer.Context,
-    place: Annotated[Path, typer.Argument(metavar="DIR", help="Where the archive is.")],
+    place: Annotated[str, typer.Argument(metavar="DIR|URL", help="Where the archive is.")],
     partition: Annotated[str, typer.Option("--partition", metavar="NAME", help="Which partition.")],
     database: Dsn = None,
     as_json: Json = False,
@@ -91,7 +88,7 @@ def progress() -> Iterator[Callable[[str, str, int], None]]:
         yield lambda partition, step, done: None
         return
     from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+    from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
     columns = (
         TextColumn("{task.description}"),
@@ -100,7 +97,14 @@ def progress() -> Iterator[Callable[[str, str, int], None]]:
         TimeElapsedColumn(),
     )
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("", total=None)
-        yield lambda partition, step, done: bar.update(
-            task, description=f"{step} {partition}", completed=done
-        )
+        tasks: dict[str, TaskID] = {}
+
+        def show(partition: str, step: str, done: int) -> None:
+            # two at a time
+            if partition not in tasks:
+                tasks[partition] = bar.add_task("", total=None)
+            bar.update(tasks[partition], description=f"{step} {partition}", completed=done)
+            if step == "retired":
+                bar.remove_task(tasks.pop(partition))
+
+        yield show

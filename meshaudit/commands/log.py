@@ -5,7 +5,6 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from functools import partial
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -35,7 +34,8 @@ def logs(
     limit: Annotated[int, typer.Option("--limit", min=0, help="So many at most; 0 is all.")] = 100,
     after: Annotated[str | None, _option("--after", "Go on behind this cursor.", "CURSOR")] = None,
     archive: Annotated[
-        Path | None, typer.Option("--archive", help="In these archives; with --dsn, in both.")
+        str | None,
+        typer.Option("--archive", metavar="DIR|URL", help="In these archives; with --dsn, in both."),
     ] = None,
     form: Annotated[str | None, _option("--format", "table (default), json, csv or ocsf.", "FORMAT")] = None,
     follows: Annotated[bool, typer.Option("--follow", "-f", help="Print new entries as they come.")] = False,
@@ -100,7 +100,7 @@ def logs(
 def _both(
     archives: Any,
     database: Any,
-    place: Path,
+    place: str,
     wanted: queries.Filters,
     *,
     after: str | None,

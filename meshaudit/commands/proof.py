@@ -33,7 +33,8 @@ def verify(
         Path | None, typer.Option("--checkpoint", help="A checkpoint that was kept outside the database.")
     ] = None,
     archive: Annotated[
-        Path | None, typer.Option("--archive", help="A directory that meshaudit archive wrote to.")
+        str | None,
+        typer.Option("--archive", metavar="DIR|URL", help="Where meshaudit archive wrote to."),
     ] = None,
     database: Dsn = None,
     as_json: Json = False,
@@ -142,7 +143,7 @@ def checkpoint(
         output.note(f"written to {to_file}")
 
 
-def _archives(place: Path, held: verifier.Checkpoint | None) -> "Archives":
+def _archives(place: str, held: verifier.Checkpoint | None) -> "Archives":
     verify_archives = extra.load("meshaudit.archive_verify").verify
     wanted = {lane: head.seq for lane, head in held.lanes.items()} if held is not None else {}
     with _progress() as progress:

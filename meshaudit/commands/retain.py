@@ -1,6 +1,5 @@
 """retain, the nightly job of retention; and retention: its policies."""
 
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -19,7 +18,7 @@ app = typer.Typer(help="Retention policies, by scope.", invoke_without_command=T
 
 def retain(
     context: typer.Context,
-    to: Annotated[Path, typer.Option("--to", metavar="DIR", help="Where the archive is.")],
+    to: Annotated[str, typer.Option("--to", metavar="DIR|URL", help="A directory, or s3://, gs://, az://.")],
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")] = False,
     database: Dsn = None,
     as_json: Json = False,
@@ -28,8 +27,7 @@ def retain(
 
     One line a partition. Safe to run again.
     """
-    if to.exists() and not to.is_dir():
-        raise BadArgument(f"{to} is not a directory", "an archive is a directory")
+    extra.load("meshaudit.archive.store").store(to)  # before the database is asked: is it a place at all?
     given = dsn(context, database)
     gone: list[str] = []
     elsewhere: list[str] = []

@@ -7040,6 +7040,29 @@ comment on function meshaudit.restore_entries(jsonb) is
 comment on function meshaudit.restore_partition(text) is
   'Takes a retired partition''s entries, brought by restore_entries(), back into the log: each hash is recomputed, and the lanes'' stretches are compared with the manifest that the log names. Recorded as a create of meshaudit.archive. Returns their number. Raises MA005 if they are not, to the byte, what was retired.';
 
+-- sql/94_begin_archiving.sql
+
+-- One archiver at a time: two would overwrite each other's files.
+
+create function meshaudit.begin_archiving() returns void
+language plpgsql volatile security definer set search_path = '' set lock_timeout = '3s'
+as $$
+begin
+  -- Conflicts with itself alone; inserts of a retirement go on. What is locked hardly matters: an advisory lock could be
+  -- taken by anybody.
+  lock table meshaudit_private.retired_runs in share update exclusive mode;
+exception
+  when lock_not_available then
+    raise exception 'another archiver is at work on this ledger' using errcode = '55P03',
+      hint = 'One at a time. Run it again when the other has ended.';
+end
+$$;
+revoke all on function meshaudit.begin_archiving() from public;
+grant execute on function meshaudit.begin_archiving() to meshaudit_operator;
+
+comment on function meshaudit.begin_archiving() is
+  'Until the end of the transaction no other archiver can begin. Raises 55P03 if one is at work.';
+
 -- sql/94_expire.sql
 
 -- Expiry: an archive whose period is over may be deleted, and the log says so first.
@@ -7204,7 +7227,7 @@ begin
     select * into k from meshaudit_private.kept_in_database(p.leaf, p.to_time);
     due := greatest(p.to_time + v_keep, k.until);
     detail := case
-      when meshaudit_private.scopes_of(p.leaf) = '{}' then 'it is empty'
+      when not meshaudit_private.has_scope(p.leaf, '*', '{}') then 'it is empty'
       when k.uncovered is not null then pg_catalog.format('no policy for scope %s', k.uncovered)
       else meshaudit_private.why_kept(p.leaf, p.from_time, p.to_time) end;
     action := case when detail is null then 'archive' else 'keep' end;

@@ -7,7 +7,7 @@ import random
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from meshaudit import archive_verify
@@ -44,14 +44,16 @@ def damage(place: Path, dice: random.Random) -> tuple[str, set[str]]:
     return f"{kind} {path.name}", {path.name, path.name.replace(".manifest.json", ".parquet")}
 
 
-def unfound(place: Path, count: int, seed: int, scratch: Path) -> Iterator[str]:
-    """Damages of a sample that verify() does not tell, or does not name."""
+def unfound(
+    place: Path, count: int, seed: int, scratch: Path, there: Callable[[Path], Path | str] = lambda copy: copy
+) -> Iterator[str]:
+    """Damages of a sample that verify() does not tell, or does not name. `there`: takes a copy to where to look."""
     dice = random.Random(seed)
     for number in range(count):
         copy = scratch / str(number)
         shutil.copytree(place, copy)
         done, names = damage(copy, dice)
-        faults = archive_verify.verify(copy, workers=1).faults
+        faults = archive_verify.verify(there(copy), workers=1).faults
         if not any(fault.file in names for fault in faults):
             yield f"{done}: {faults}"
         shutil.rmtree(copy)

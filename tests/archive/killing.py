@@ -14,13 +14,15 @@ from typing import Any
 import psycopg
 import pyarrow.parquet as pq
 
+from meshaudit.archive.store import store
+from meshaudit.archive_place import Place
 from tests.cli_support import PROGRAM, environment, ok, ok_json
 
 BEFORE = ("--before", "2999-01-01")
 
 
 def kill_and_rerun(
-    su: psycopg.Connection[Any], dsn: str, place: Path, kills: int, dice: random.Random
+    su: psycopg.Connection[Any], dsn: str, place: Path | str, kills: int, dice: random.Random
 ) -> int:
     """Kill so many archivers, then run one to its end. Returns how many were still at work."""
     arrays = su.execute("select array_agg(access_id::text order by access_id) from meshaudit.audit_logs")
@@ -45,9 +47,12 @@ def kill_and_rerun(
     both = ok_json("verify", "--archive", str(place), dsn=dsn)
     assert both["intact"], both
     assert both["archived"] == both["retired"]
-    assert [p for p in place.iterdir() if p.name.startswith(".")] == []
-    files = sorted(place.glob("*.parquet"))
-    archived = pq.read_table(files, columns=["access_id"]).column("access_id").to_pylist()
+    there = Place(place)
+    assert [name for name in _seen(place) if name.startswith(".")] == []
+    archived: list[bytes] = []
+    for name in there.names(".parquet"):
+        with there.open(name) as file:
+            archived += pq.read_table(file, columns=["access_id"]).column("access_id").to_pylist()
     left = su.execute(
         "select access_id::text from meshaudit.audit_logs where secret_table <> 'meshaudit.archive'"
     ).fetchall()
@@ -56,8 +61,8 @@ def kill_and_rerun(
     return killed
 
 
-def _seen(place: Path) -> list[str]:
-    return sorted(path.name for path in place.iterdir()) if place.is_dir() else []
+def _seen(place: Path | str) -> list[str]:
+    return [name for name in store(place).names() if name != "meshaudit-ledger"]
 
 
 def main() -> None:

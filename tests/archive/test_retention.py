@@ -11,6 +11,8 @@ import pytest
 
 from meshaudit import archive_verify, expired
 from meshaudit.archive import expire, job
+from meshaudit.archive_place import Place
+from tests.archive import s3
 from tests.archive.history import guards, load, partitions
 from tests.cli_support import fails, ok, ok_json, run
 from tests.support import Db
@@ -47,7 +49,7 @@ def actions(db: Db) -> list[str]:
     return [action for action, _ in plan(db).values()][:4]
 
 
-def archive(db: Db, place: Path, *names: str) -> None:
+def archive(db: Db, place: Path | str, *names: str) -> None:
     """Archive these partitions, or all that are ready."""
     found = [
         p for p in job.candidates(db.su, datetime(2999, 1, 1, tzinfo=UTC)) if p.state in ("ready", "restored")
@@ -195,7 +197,7 @@ def test_shortening_takes_a_week(past: Db) -> None:
     assert due("archive_until")["a"] == "infinity"
 
 
-def expired_two(past: Db, place: Path) -> list[str]:
+def expired_two(past: Db, place: Path | str) -> list[str]:
     """All four archived; the first two have expired."""
     policy(past, "*", "1 day", "1 day")
     archive(past, place)
@@ -282,7 +284,7 @@ def test_lawful_expiry_is_told_from_removal(past: Db, tmp_path: Path) -> None:
     other = copy("forged")
     (other / f"{retired[-1]}.parquet").unlink()
     body = json.loads((other / f"{names[1]}.expiry.json").read_text())
-    digest = archive_verify.parse(other / f"{retired[-1]}.manifest.json").digest
+    digest = archive_verify.parse(Place(other), f"{retired[-1]}.manifest.json").digest
     body |= {"manifest": digest, "partition": retired[-1]}
     forged = json.dumps(body, sort_keys=True, separators=(",", ":")) + "\n"
     (other / f"{retired[-1]}.expiry.json").write_text(forged)
@@ -399,6 +401,23 @@ def test_what_does_not_expire(past: Db, tmp_path: Path) -> None:
     assert "has expired" in fails("restore", str(place), "--partition", retired[0], dsn=past.dsn())
     operator.execute("begin isolation level repeatable read")
     refused(operator, "MA005", expire_it, retired[1])
+
+
+def test_in_an_object_store(past: Db, monkeypatch: pytest.MonkeyPatch) -> None:
+    with s3.server() as endpoint:
+        for name, value in (s3.VARIABLES | {"AWS_ENDPOINT_URL": endpoint}).items():
+            monkeypatch.setenv(name, value)
+        s3.post(f"{endpoint}/archives", method="PUT")
+        where = "s3://archives/here"
+        names = expired_two(past, where)
+        assert Place(where).names(".expiry.json") == [f"{name}.expiry.json" for name in names[:2]]
+        assert not {f"{name}.parquet" for name in names[:2]} & set(Place(where).names(".parquet"))
+        assert expire.sweep(past.su, where) == []
+        found, over = expired.judged(
+            archive_verify.verify(where, workers=1), where, expired.read_log(past.su)
+        )
+        assert found.faults == []
+        assert [m.partition for m in over] == names[:2]
 
 
 def test_status(past: Db, tmp_path: Path) -> None:
