@@ -11,6 +11,7 @@
 #   make fuzz-api          schemathesis against the HTTP API, some minutes long
 #   make dist              wheel, sdist, and SQL for psql, Supabase's CLI and database.dev
 #   make bench-search     benchmarks/search.json: ten million entries; ARGS="--rows 100000" for fewer
+#   make bench-archive    benchmarks/archive.json: ten million entries archived and verified; ARGS="--rows 1000000"
 
 SHELL := /bin/sh
 MAKEFLAGS += --no-print-directory
@@ -105,6 +106,10 @@ fuzz-api: $(DEV)
 .PHONY: bench-search
 bench-search: $(DEV)
 	@$(PY) -m benchmarks.search $(ARGS)
+
+.PHONY: bench-archive
+bench-archive: $(DEV)
+	@$(PY) -m benchmarks.archive $(ARGS)
 
 .PHONY: dist
 dist: $(DEV)

@@ -54,9 +54,13 @@ _MAY_BE_NULL = {"ip_address", "claimed_identity", "application_name", "user_agen
 _FEW = [name for name, kind in TYPES.items() if kind == _TEXT and name not in ("request_id",)]
 _KIND = {name: 869 if name == "ip_address" else 25 for name in _FEW}
 _COMMON = 4096  # more values than that are not combined with those of other columns
-_BATCH = 131_072
+_BATCH = 16_384  # what is made of it stays in the processor's cache
 _PG_EPOCH = int(canonical.EPOCH.timestamp()) * 1_000_000
 _LANES = 1 << 20  # more than a database can have; a bound for the tables below
+
+
+# The bytes of each value that a column has, and which of them each entry has.
+Values = Mapping[str, tuple[Any, Any]]
 
 
 class Stretch(NamedTuple):
@@ -107,9 +111,11 @@ def read(
                 raise Broken("its columns are not those of an archive")
             rows = _Rows(wanted or {})
             bounds = [None if at is None else canonical.microseconds(at) + _PG_EPOCH for at in (start, end)]
-            for batch in file.iter_batches(_BATCH):
-                rows.take(batch, bounds[0], bounds[1])
-                progress(batch.num_rows)
+            # One by one: what is read ahead is a row group, not the file.
+            for group in range(file.num_row_groups):
+                for batch in file.iter_batches(_BATCH, row_groups=[group], use_threads=False):
+                    rows.take(batch, bounds[0], bounds[1])
+                    progress(batch.num_rows)
     except (pa.ArrowException, OSError, ValueError, struct.error) as exc:
         raise Broken(f"it cannot be read ({(str(exc).splitlines() or ['?'])[0][:200]})") from exc
     return Content(rows.entries, rows.runs(), rows.hashes)
@@ -127,6 +133,7 @@ class _Rows:
         self._hashes: Any = np.zeros((0, 32), np.uint8)
         self._began: dict[int, tuple[int, bytes]] = {}
         self._ended: list[Stretch] = []
+        self._known: dict[str, tuple[Any, Any]] = {}  # a column's last dictionary, and its values' bytes
 
     def take(self, batch: pa.RecordBatch, start: int | None, end: int | None) -> None:
         for name in TYPES:
@@ -142,11 +149,25 @@ class _Rows:
             raise Broken("an entry is not of the partition's time")
         hashes = _fixed(batch.column("hash"))
         prev_hashes = self._link(batch.column("prev_hash"), lanes, seqs, hashes)
-        _check(batch, prev_hashes, lanes, seqs, times, hashes)
+        _check(batch, self._values(batch), prev_hashes, lanes, seqs, times, hashes)
         found = np.flatnonzero(self._wanted[lanes] == seqs)
         for at in found.tolist():
             self.hashes[int(lanes[at]), int(seqs[at])] = hashes[at].tobytes()
         self.entries += len(lanes)
+
+    def _values(self, batch: pa.RecordBatch) -> "Values":
+        """The bytes of each value of the columns that have few, made once for a dictionary."""
+        found = {}
+        for name in _FEW:
+            column = batch.column(name)
+            known = self._known.get(name)
+            if known is None or not known[0].equals(column.dictionary):
+                known = self._known[name] = column.dictionary, _values(name, column.dictionary)
+            indices = column.indices
+            if column.null_count:
+                indices = indices.fill_null(len(column.dictionary))
+            found[name] = known[1], indices
+        return found
 
     def runs(self) -> list[Stretch]:
         """The stretches, joined where the file's order had parted them."""
@@ -215,9 +236,11 @@ class _Rows:
             self._wanted = np.append(self._wanted, np.array(more, np.int64))
 
 
-def _check(batch: pa.RecordBatch, prev_hashes: Any, lanes: Any, seqs: Any, times: Any, hashes: Any) -> None:
+def _check(
+    batch: pa.RecordBatch, values: Values, prev_hashes: Any, lanes: Any, seqs: Any, times: Any, hashes: Any
+) -> None:
     """Raises Broken unless each entry's hash is that of its bytes."""
-    offsets, data = _hashed_bytes(batch, prev_hashes, lanes, seqs, times)
+    offsets, data = _hashed_bytes(batch, values, prev_hashes, lanes, seqs, times)
     view, sha256 = memoryview(data), hashlib.sha256
     digests = b"".join([sha256(view[at:to]).digest() for at, to in itertools.pairwise(offsets)])
     if digests != hashes.tobytes():
@@ -234,15 +257,15 @@ _ACCESS = np.dtype([("type", ">i4"), ("length", ">i4"), ("value", "V16")])
 
 
 def _hashed_bytes(
-    batch: pa.RecordBatch, prev_hashes: Any, lanes: Any, seqs: Any, times: Any
+    batch: pa.RecordBatch, values: Values, prev_hashes: Any, lanes: Any, seqs: Any, times: Any
 ) -> tuple[list[int], Any]:
     """prev_hash and canonical bytes of every entry in one buffer, and where each begins and ends."""
     head = np.empty(len(lanes), _HEAD)
     head["prev"] = prev_hashes
     head["version"] = (23, 4, canonical.VERSION)
     head["lane"][:, 0], head["lane"][:, 1], head["lane"][:, 2] = 23, 4, lanes
-    for name, values in (("seq", seqs), ("id", batch.column("id").to_numpy())):
-        _fill(head[name], 20, 8, values)
+    _fill(head["seq"], 20, 8, seqs)
+    _fill(head["id"], 20, 8, batch.column("id").to_numpy())
     when = np.empty(len(lanes), _INT)
     _fill(when, 1184, 8, times - _PG_EPOCH)
     access = np.empty(len(lanes), _ACCESS)
@@ -250,14 +273,13 @@ def _hashed_bytes(
     fields: list[Any] = [_binary(head)]
     neighbours: list[tuple[Any, Any]] = []  # columns of few values
     for name in (*canonical.Entry._fields[3:], ""):
-        column = batch.column(name) if name in _FEW else None
-        if column is not None and len(column.dictionary) <= _COMMON:
-            neighbours.append(_values(name, column))
+        if name in values and len(values[name][0]) <= _COMMON:
+            neighbours.append(values[name])
             continue
         fields += _joined(neighbours)
         neighbours = []
-        if column is not None:
-            fields += _joined([_values(name, column)])
+        if name in values:
+            fields += _joined([values[name]])
         elif name == "timestamp":
             fields.append(_binary(when))
         elif name == "access_id":
@@ -274,17 +296,13 @@ def _fill(record: Any, kind: int, length: int, values: Any) -> None:
     record["type"], record["length"], record["value"] = kind, length, values
 
 
-def _values(name: str, column: Any) -> tuple[Any, Any]:
-    """The field's bytes, made once for each value, and which of them each entry has."""
+def _values(name: str, texts: Any) -> Any:
+    """The field's bytes for each value, and, last, for none."""
     if name == "ip_address":
-        values = _addresses(column.dictionary)
+        values = _addresses(texts)
     else:
-        values = pc.binary_join_element_wise(*_texts(column.dictionary), pa.scalar(b"", pa.binary()))
-    indices = column.indices
-    if column.null_count:
-        indices = indices.fill_null(len(values))
-        values = pa.concat_arrays([values, pa.array([struct.pack(">ii", _KIND[name], -1)], pa.binary())])
-    return values, indices
+        values = pc.binary_join_element_wise(*_texts(texts), pa.scalar(b"", pa.binary()))
+    return pa.concat_arrays([values, pa.array([struct.pack(">ii", _KIND[name], -1)], pa.binary())])
 
 
 def _joined(columns: list[tuple[Any, Any]]) -> list[Any]:

@@ -90,6 +90,8 @@ class BadArgument(MeshauditError):
 class StoreFailed(MeshauditError):
     """The object store failed."""
 
+    default_hint = "the words are the store's own; check the URL, the credentials and the endpoint"
+
 
 class AuditError(MeshauditError):
     """The audit log refused."""

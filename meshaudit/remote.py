@@ -37,7 +37,9 @@ _RETRY: Any = {"max_retries": 4, "retry_timeout": timedelta(seconds=60)}
 
 _NO_BUCKET = ("NoSuchBucket", "ContainerNotFound", "bucket does not exist")
 _DENIED = ("403 Forbidden", "401 Unauthorized", "InvalidAccessKeyId", "SignatureDoesNotMatch", "AccessDenied")
-_NO_CREDENTIALS = ("169.254.169.254", "metadata.google.internal", "credential", "Credential", "access token")
+# Where a machine's role would be had: whatever it answers, there is none.
+_ROLES = ("169.254.169.254", "metadata.google.internal")
+_NO_CREDENTIALS = ("credential", "Credential", "access token", "Account must be specified")
 _NO_ANSWER = ("error sending request", "dns error", "onnection refused", "timed out", "onnection reset")
 
 
@@ -90,6 +92,8 @@ def _translated(url: str, exc: Exception) -> StoreFailed:
         return StoreFailed(
             f"{url}: there is no such bucket", "create it, or check its name and AWS_ENDPOINT_URL"
         )
+    if _says(exc, _ROLES):
+        return StoreFailed(f"{url}: there are no credentials for it", where)
     if _says(exc, _DENIED) or isinstance(exc, failures.PermissionDeniedError | failures.UnauthenticatedError):
         return StoreFailed(f"{url}: access is denied", f"{where}, of somebody who may read and write there")
     if _says(exc, _NO_CREDENTIALS):

@@ -13,6 +13,8 @@ declare
   v_caller meshaudit_private.caller;
   v_link meshaudit_private.link;
   v_lane pg_catalog.int4;
+  v_changed pg_catalog.bool;
+  v_at pg_catalog.tid;
   v_armed pg_catalog.bool;
   v_required pg_catalog.bool;
   v_key_id pg_catalog.int4;
@@ -51,10 +53,11 @@ begin
     end if;
   end if;
 
-  -- the ordinary case, written out for speed: the first entry of a transaction whose own lane is free
+  -- the ordinary case, written out for speed: the first or second entry of a transaction whose own lane is free
   v_lane := pg_catalog.pg_backend_pid() % 512 + 1;
+  v_changed := pg_catalog.pg_current_xact_id_if_assigned() is not null;
   if new.lane = 0
-     and pg_catalog.pg_current_xact_id_if_assigned() is null
+     and (not v_changed or coalesce(pg_catalog.current_setting('meshaudit.lane_at', true), '') = '')
      and pg_catalog.current_setting('transaction_isolation') = 'read committed'
      and pg_catalog.pg_client_encoding() = 'UTF8'
      and pg_catalog.pg_try_advisory_xact_lock(1296389185, v_lane) then
@@ -66,8 +69,11 @@ begin
             new.claimed_identity, new.db_user, new.db_role, new.application_name, new.user_agent, new.request_id,
             new.access_id)), 5))
       where h.lane = v_lane and h.xmax = 0  -- touched by a transaction, open or undone: take_lane() knows more
-      returning h.lane, h.seq, h.prev_hash, h.hash
-      into new.lane, new.seq, new.prev_hash, new.hash;
+      returning h.lane, h.seq, h.prev_hash, h.hash, h.ctid
+      into new.lane, new.seq, new.prev_hash, new.hash, v_at;
+    if v_changed and new.lane > 0 then
+      perform pg_catalog.set_config('meshaudit.lane_at', pg_catalog.concat(v_lane, ' ', v_at), true);
+    end if;
   end if;
   if new.lane <= 0 or new.lane is null then
     v_link := meshaudit_private.take_lane(meshaudit_private.entry_tail(
@@ -95,8 +101,10 @@ begin
       pg_catalog.pg_current_wal_insert_lsn(), new.access_id, pg_catalog.pg_current_xact_id(), new.lane, new.seq,
       pg_catalog.encode(pg_catalog.timestamptz_send(new."timestamp"), 'hex'), new.operation, new.outcome, new.secret_id,
       new.secret_table, new.scope, coalesce(v_caller.user_identity, new.user_identity), new.identity_source,
-      coalesce(v_caller.claimed_identity, new.claimed_identity), new.db_user, new.db_role, new.ip_address, new.application_name, new.user_agent, new.request_id, null, null, null, null)::pg_catalog.text, 'UTF8');
-    if meshaudit_private.emit(meshaudit_private.message(v_key_id, v_inner, v_outer, v_payload), v_flush) is null then
+      coalesce(v_caller.claimed_identity, new.claimed_identity), new.db_user, new.db_role, new.ip_address, new.application_name,
+      new.user_agent, new.request_id, null, null, null, null)::pg_catalog.text, 'UTF8');
+    if meshaudit_private.emit(meshaudit_private.message(v_key_id, v_inner, v_outer, v_payload),
+        v_flush and new.operation = 'read') is null then
       perform meshaudit_private.refuse_unrecorded();
     end if;
   end if;

@@ -160,8 +160,8 @@ return pg_catalog.convert_to(row(
 comment on function meshaudit_private.plain_payload(text, text, text, text, text, text) is
   'The payload of a record, where the login is all there is to say about the caller.';
 
--- Records an access in the journal alone: in READ ONLY transactions, in journal mode, and denials. False: the journal
--- is not armed. Raises MA002 if it is, but cannot be relied on.
+-- Records an access in the journal alone: in READ ONLY transactions, in journal mode, and denials. A write reveals
+-- nothing: its record is on disk when its COMMIT is. False: the journal is not armed. Raises MA002 if it is, but cannot be relied on.
 create function meshaudit_private.journal_access(
   p_operation text, p_outcome text, p_secret_id text, p_secret_table text, p_scope text, p_role text
 ) returns boolean
@@ -200,7 +200,8 @@ begin
       c.claimed_identity, session_user, p_role, c.ip_address, nullif(pg_catalog.current_setting('application_name'), ''),
       c.user_agent, c.request_id, null, null, null, null)::pg_catalog.text, 'UTF8');
   end if;
-  if meshaudit_private.emit(meshaudit_private.message(v_key_id, v_inner, v_outer, v_payload), v_flush) is null then
+  if meshaudit_private.emit(meshaudit_private.message(v_key_id, v_inner, v_outer, v_payload),
+      v_flush and p_operation = 'read') is null then
     perform meshaudit_private.refuse_unrecorded();
   end if;
   return true;

@@ -56,7 +56,7 @@ as $$
     select x.lsn, x.key_id, x.genuine, x.r,
       case
         when x.access_id is not null or not x.genuine then x.access_id
-        when (x.r).writer ~ '-' then (x.r).writer::pg_catalog.uuid
+        when pg_catalog.strpos((x.r).writer, '-') > 0 then (x.r).writer::pg_catalog.uuid
         else meshaudit_private.digest_id(x.mac)
       end as access_id,
       x.waited or (x.key_id = p_key_id and (x.r).written > p_sealed) as fresh,

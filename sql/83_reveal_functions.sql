@@ -59,15 +59,17 @@ declare
   v_value %1$s;
   v_id pg_catalog.text;
   v_scope pg_catalog.text;
-  v_version pg_catalog.bytea;
+  v_mark pg_catalog.text;
 begin
-  select b.%2$I, %3$s, %4$s, pg_catalog.xidsend(b.xmin) operator(pg_catalog.||) pg_catalog.tidsend(b.ctid)
-    into v_value, v_id, v_scope, v_version
-    from meshaudit_protected.%5$I b where %6$s%7$s;
+  select b.%2$I, %3$s, %4$s, meshaudit_private.reveal_mark(k.key, %9$L, %3$s, b.xmin, b.ctid)
+    into v_value, v_id, v_scope, v_mark
+    from meshaudit_protected.%5$I b, meshaudit_private.reveal_key k where %6$s%7$s;
   if not found then
     %8$s
   end if;
-  perform meshaudit_private.record_reveal(%9$L, v_id, v_version, v_scope, $%10$s, %11$L);
+  if pg_catalog.current_setting('meshaudit.revealed', true) is distinct from v_mark then
+    perform meshaudit_private.record_reveal(%9$L, v_id, v_mark, v_scope, $%10$s, %11$L);
+  end if;
   return v_value;
 end
 $body$, pg_catalog.format_type(a.atttypid, null), a.attname, meshaudit_private.id_expression(p.key_columns, 'b'),
@@ -100,14 +102,20 @@ as $$
 declare
   v_ids pg_catalog.text[];
   v_scopes pg_catalog.text[];
+  v_old_ids pg_catalog.text[];
+  v_old_scopes pg_catalog.text[];
 begin
   if tg_op = 'INSERT' then
     select pg_catalog.array_agg(%1$s), pg_catalog.array_agg(%2$s) into v_ids, v_scopes from new_rows;
     perform meshaudit_private.record_writes('create', v_ids, %5$L, v_scopes, %6$L);
   elsif tg_op = 'UPDATE' then
-    -- both, where the key or the scope has changed
-    select pg_catalog.array_agg(u.id), pg_catalog.array_agg(u.scope) into v_ids, v_scopes from (
-      select %3$s, %4$s from old_rows union select %1$s, %2$s from new_rows) u (id, scope);
+    select pg_catalog.array_agg(%1$s), pg_catalog.array_agg(%2$s) into v_ids, v_scopes from new_rows;
+    select pg_catalog.array_agg(%3$s), pg_catalog.array_agg(%4$s) into v_old_ids, v_old_scopes from old_rows;
+    if v_ids is distinct from v_old_ids or v_scopes is distinct from v_old_scopes then
+      -- both, where the key or the scope has changed
+      select pg_catalog.array_agg(u.id), pg_catalog.array_agg(u.scope) into v_ids, v_scopes from (
+        select * from unnest(v_old_ids, v_old_scopes) union select * from unnest(v_ids, v_scopes)) u (id, scope);
+    end if;
     perform meshaudit_private.record_writes('update', v_ids, %5$L, v_scopes, %6$L);
   elsif tg_op = 'DELETE' then
     select pg_catalog.array_agg(%3$s), pg_catalog.array_agg(%4$s) into v_ids, v_scopes from old_rows;

@@ -323,8 +323,11 @@ def test_forged_internal_settings(hostile: Hostile) -> None:
     places += [ctid for ctid, *_ in heads[:8]] + [
         f"({block},{line})" for block in (0, 1, 9) for line in (1, 9)
     ]
-    batches = ["", "first", "x", "-1 -1 ff", "0 0 00"]
-    batches += [f"{lane} {seq} {digest}" for _, lane, seq, digest in heads[:3]]
+    # well-formed: lanes and places of others, of nobody, beyond what the types hold
+    places += [f"{lane} {place}" for place, lane, *_ in heads[:4]] + [f"{heads[0][1]} {heads[1][0]}"]
+    places += ["0 (0,0)", "513 (0,1)", "999999999 (999999999,9999)", "4294967296 (0,1)", "1 (4294967296,1)"]
+    places += ["1 (0,65536)", "1 (1,1)\n(2,2)", "1 (,)", "1 (1,)", "-1 (1,1)", "\u0663 (1,2)"]
+    batches = ["", f"{heads[0][1]} {heads[0][2]} {heads[0][3]}"]
     reads = (
         "select meshaudit.read_secret(%(id)s)",
         "select value from meshaudit.read_secrets(array[%(id)s]::uuid[])",

@@ -129,14 +129,13 @@ class _Run:
         before: Future[Done] | None = None
         try:
             for partition in partitions:
-                finish = self._begin(partition)
+                finish, undo = self._begin(partition)
                 if before is not None:
                     try:
-                        done = before.result()
+                        yield before.result()
                     except BaseException:
-                        self._give_up(partition)
+                        undo()
                         raise
-                    yield done
                 before = self._thread.submit(finish)
         finally:
             # also when nobody wants to hear of the others
@@ -144,11 +143,11 @@ class _Run:
         if last is not None:
             yield last
 
-    def _begin(self, partition: Partition) -> Callable[[], Done]:
-        """Write it, unless it is there; returns what is left to do."""
+    def _begin(self, partition: Partition) -> tuple[Callable[[], Done], Callable[[], None]]:
+        """Write it, unless it is there; returns what is left to do, and how to undo it instead."""
         held = self._held.get(partition.name)
         if held is not None:
-            return lambda: self._again(partition, held)
+            return lambda: self._again(partition, held), lambda: None
         left = self._left_behind(partition)
         self._place.sweep(partition.data)
         self._place.sweep(partition.manifest)
@@ -160,7 +159,11 @@ class _Run:
                 sink,
                 lambda n: self._progress(partition.name, "writing", n),
             )
-        return lambda: self._finish(partition, count, left)
+
+        def undo() -> None:
+            self._give_up(partition, keep=left is not None)
+
+        return lambda: self._finish(partition, count, left), undo
 
     def _finish(self, partition: Partition, count: int, left: dict[str, Any] | None) -> Done:
         try:
@@ -242,7 +245,7 @@ class _Run:
             )
         return found
 
-    def _give_up(self, partition: Partition, keep: bool = False) -> None:
+    def _give_up(self, partition: Partition, keep: bool) -> None:
         """Remove what was written; not if it has replaced what a manifest names."""
         name = self._place.draft(partition.data)
         if not (keep and name == partition.data):

@@ -1,5 +1,6 @@
 """An archived partition's entries back into the database, which verifies them itself before it takes them."""
 
+import itertools
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -44,7 +45,9 @@ def restore(conn: psycopg.Connection[Any], where: Path | str, partition: str, pr
 def _rows(source: Path | BinaryIO) -> Iterator[list[dict[str, Any]]]:
     hashes: dict[int, bytes] = {}
     with pq.ParquetFile(source, pre_buffer=True) as file:
-        for batch in file.iter_batches(_BATCH):
+        # one by one: what is read ahead is a row group, not the file
+        groups = (file.iter_batches(_BATCH, row_groups=[group]) for group in range(file.num_row_groups))
+        for batch in itertools.chain.from_iterable(groups):
             rows = batch.to_pylist()
             for row in rows:
                 row["prev_hash"] = "\\x" + (row["prev_hash"] or hashes[row["lane"]]).hex()

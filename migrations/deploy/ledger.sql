@@ -1143,6 +1143,14 @@ exception when serialization_failure then
 end
 $$;
 
+-- Whether that is "lane (block,row)", all in range: whatever a session has set, the casts must not fail. By hand, since a
+-- regular expression takes a fifth of the time of an entry.
+create function meshaudit_private.is_lane_at(p_at text) returns boolean
+language sql immutable parallel safe
+return pg_catalog.translate(p_at, '0123456789', '') = ' (,)' and p_at like '_% (_%,_%)'
+  and pg_catalog.strpos(p_at, ' ') <= 10 and pg_catalog.strpos(pg_catalog.split_part(p_at, ' ', 2), ',') <= 11
+  and pg_catalog.octet_length(pg_catalog.split_part(p_at, ',', 2)) <= 5;
+
 -- Takes a lane and moves it on by an entry. Never waits.
 create function meshaudit_private.take_lane(p_tail bytea) returns meshaudit_private.link
 language plpgsql volatile set search_path = ''
@@ -1151,12 +1159,15 @@ declare
   c_tries constant pg_catalog.int4 := 40;
   v_link meshaudit_private.link;
   v_fresh constant pg_catalog.bool := pg_catalog.current_setting('transaction_isolation') = 'read committed';
-  v_at constant pg_catalog.text[] := pg_catalog.regexp_match(
-    pg_catalog.current_setting('meshaudit.lane_at', true), '^([1-9][0-9]{0,8}) ([(][0-9]{1,9},[0-9]{1,4}[)])$');
-  v_lane pg_catalog.int4 := coalesce(v_at[1]::pg_catalog.int4, pg_catalog.pg_backend_pid() % 512 + 1);
-  v_place pg_catalog.tid := v_at[2]::pg_catalog.tid;
+  v_at constant pg_catalog.text := pg_catalog.current_setting('meshaudit.lane_at', true);
+  v_lane pg_catalog.int4 := pg_catalog.pg_backend_pid() % 512 + 1;
+  v_place pg_catalog.tid;
   v_stale pg_catalog.int4 := 0;
 begin
+  if meshaudit_private.is_lane_at(v_at) then
+    v_lane := pg_catalog.split_part(v_at, ' ', 1)::pg_catalog.int4;
+    v_place := pg_catalog.split_part(v_at, ' ', 2)::pg_catalog.tid;
+  end if;
   -- the lane that this transaction has, or that of its pid, then others
   for i in 1 .. c_tries loop
     if v_fresh and v_lane <= 512 then
@@ -1202,6 +1213,7 @@ comment on function meshaudit_private.advance_overflow_lane(int, tid, bytea) is
   'Moves an overflow lane on by an entry, any free one if p_lane is null; null lane if there is none.';
 comment on function meshaudit_private.try_lane(int, tid, bytea) is
   'Moves one lane on by an entry; null lane if it is busy, or has moved since the snapshot.';
+comment on function meshaudit_private.is_lane_at(text) is 'Whether that names a lane and a place that can be looked at.';
 comment on function meshaudit_private.add_lanes(int) is 'Adds lanes until there are so many.';
 comment on function meshaudit_private.add_lane() is 'Makes a new lane and returns its number.';
 comment on function meshaudit_private.take_lane(bytea) is 'Takes a free lane and moves it on by an entry. Never waits.';
@@ -1223,6 +1235,8 @@ declare
   v_caller meshaudit_private.caller;
   v_link meshaudit_private.link;
   v_lane pg_catalog.int4;
+  v_changed pg_catalog.bool;
+  v_at pg_catalog.tid;
   v_armed pg_catalog.bool;
   v_required pg_catalog.bool;
   v_key_id pg_catalog.int4;
@@ -1255,10 +1269,11 @@ begin
     new.request_id := v_caller.request_id;
   end if;
 
-  -- the ordinary case, written out for speed: the first entry of a transaction whose own lane is free
+  -- the ordinary case, written out for speed: the first or second entry of a transaction whose own lane is free
   v_lane := pg_catalog.pg_backend_pid() % 512 + 1;
+  v_changed := pg_catalog.pg_current_xact_id_if_assigned() is not null;
   if new.lane = 0
-     and pg_catalog.pg_current_xact_id_if_assigned() is null
+     and (not v_changed or coalesce(pg_catalog.current_setting('meshaudit.lane_at', true), '') = '')
      and pg_catalog.current_setting('transaction_isolation') = 'read committed'
      and pg_catalog.pg_client_encoding() = 'UTF8'
      and pg_catalog.pg_try_advisory_xact_lock(1296389185, v_lane) then
@@ -1270,8 +1285,11 @@ begin
             new.claimed_identity, new.db_user, new.db_role, new.application_name, new.user_agent, new.request_id,
             new.access_id)), 5))
       where h.lane = v_lane and h.xmax = 0  -- touched by a transaction, open or undone: take_lane() knows more
-      returning h.lane, h.seq, h.prev_hash, h.hash
-      into new.lane, new.seq, new.prev_hash, new.hash;
+      returning h.lane, h.seq, h.prev_hash, h.hash, h.ctid
+      into new.lane, new.seq, new.prev_hash, new.hash, v_at;
+    if v_changed and new.lane > 0 then
+      perform pg_catalog.set_config('meshaudit.lane_at', pg_catalog.concat(v_lane, ' ', v_at), true);
+    end if;
   end if;
   if new.lane <= 0 or new.lane is null then
     v_link := meshaudit_private.take_lane(meshaudit_private.entry_tail(
@@ -1300,7 +1318,8 @@ begin
       pg_catalog.encode(pg_catalog.timestamptz_send(new."timestamp"), 'hex'), new.operation, new.outcome, new.secret_id,
       new.secret_table, new.scope, new.user_identity, new.identity_source, new.claimed_identity, new.db_user, new.db_role,
       new.ip_address, new.application_name, new.user_agent, new.request_id, null, null, null, null)::pg_catalog.text, 'UTF8');
-    if meshaudit_private.emit(meshaudit_private.message(v_key_id, v_inner, v_outer, v_payload), v_flush) is null then
+    if meshaudit_private.emit(meshaudit_private.message(v_key_id, v_inner, v_outer, v_payload),
+        v_flush and new.operation = 'read') is null then
       perform meshaudit_private.refuse_unrecorded();
     end if;
   end if;
@@ -1652,8 +1671,8 @@ return pg_catalog.convert_to(row(
 comment on function meshaudit_private.plain_payload(text, text, text, text, text, text) is
   'The payload of a record, where the login is all there is to say about the caller.';
 
--- Records an access in the journal alone: in READ ONLY transactions, in journal mode, and denials. False: the journal
--- is not armed. Raises MA002 if it is, but cannot be relied on.
+-- Records an access in the journal alone: in READ ONLY transactions, in journal mode, and denials. A write reveals
+-- nothing: its record is on disk when its COMMIT is. False: the journal is not armed. Raises MA002 if it is, but cannot be relied on.
 create function meshaudit_private.journal_access(
   p_operation text, p_outcome text, p_secret_id text, p_secret_table text, p_scope text, p_role text
 ) returns boolean
@@ -1692,7 +1711,8 @@ begin
       c.claimed_identity, session_user, p_role, c.ip_address, nullif(pg_catalog.current_setting('application_name'), ''),
       c.user_agent, c.request_id, null, null, null, null)::pg_catalog.text, 'UTF8');
   end if;
-  if meshaudit_private.emit(meshaudit_private.message(v_key_id, v_inner, v_outer, v_payload), v_flush) is null then
+  if meshaudit_private.emit(meshaudit_private.message(v_key_id, v_inner, v_outer, v_payload),
+      v_flush and p_operation = 'read') is null then
     perform meshaudit_private.refuse_unrecorded();
   end if;
   return true;
@@ -1769,7 +1789,7 @@ begin
         p_secret_ids[i:v_last], p_scopes[i:v_last], v_ats[i:v_last], p_access_ids[i:v_last]
       )::pg_catalog.text, 'UTF8');
     if meshaudit_private.emit(
-      meshaudit_private.message(j.key_id, j.inner_key, j.outer_key, v_payload), j.flush and v_last = v_count) is null then
+      meshaudit_private.message(j.key_id, j.inner_key, j.outer_key, v_payload), j.flush and v_last = v_count and e.operation = 'read') is null then
       perform meshaudit_private.refuse_unrecorded();
     end if;
   end loop;
@@ -3734,7 +3754,7 @@ as $$
     select x.lsn, x.key_id, x.genuine, x.r,
       case
         when x.access_id is not null or not x.genuine then x.access_id
-        when (x.r).writer ~ '-' then (x.r).writer::pg_catalog.uuid
+        when pg_catalog.strpos((x.r).writer, '-') > 0 then (x.r).writer::pg_catalog.uuid
         else meshaudit_private.digest_id(x.mac)
       end as access_id,
       x.waited or (x.key_id = p_key_id and (x.r).written > p_sealed) as fresh,
@@ -5169,24 +5189,25 @@ comment on function meshaudit_private.feed_status() is 'The feed''s checks for m
 
 -- Recording the reads and writes of a protected table.
 
--- Records that a value is about to be revealed. A query may evaluate a view's column several times for one row, and a row
--- may have several secret columns: the last row is remembered for the statement, under a MAC, since a session can set
--- any setting. So is its version: a statement can last for hours, and meet a value that others have changed meanwhile. Who brings back an old mark gets what that very statement has recorded already.
+-- A query may evaluate a view's column several times for one row, and a row may have several secret columns: the last row
+-- is remembered for the statement in a setting, as this mark. A MAC, since a session can set any setting: who brings back
+-- an old mark gets what that very statement has recorded already. The row's version is in it: a statement can last for
+-- hours, and meet a value that others have changed meanwhile.
+create function meshaudit_private.reveal_mark(p_key bytea, p_secret_table text, p_secret_id text, p_xmin xid, p_ctid tid)
+returns text
+language sql stable
+return pg_catalog.encode(pg_catalog.sha256(p_key || pg_catalog.timestamptz_send(pg_catalog.transaction_timestamp())
+  || pg_catalog.timestamptz_send(pg_catalog.statement_timestamp()) || pg_catalog.int4send(pg_catalog.pg_backend_pid())
+  || pg_catalog.xidsend(p_xmin) || pg_catalog.tidsend(p_ctid)
+  || pg_catalog.convert_to(p_secret_table || ' ' || p_secret_id, 'UTF8')), 'hex');
+
+-- Records that a value is about to be revealed.
 create function meshaudit_private.record_reveal(
-  p_secret_table text, p_secret_id text, p_version bytea, p_scope text, p_role name, p_journal boolean
+  p_secret_table text, p_secret_id text, p_mark text, p_scope text, p_role name, p_journal boolean
 ) returns void
 language plpgsql volatile parallel unsafe set search_path = ''
 as $$
-declare
-  v_mark pg_catalog.text;
 begin
-  select pg_catalog.encode(pg_catalog.sha256(k.key || pg_catalog.timestamptz_send(pg_catalog.transaction_timestamp())
-      || pg_catalog.timestamptz_send(pg_catalog.statement_timestamp()) || pg_catalog.int4send(pg_catalog.pg_backend_pid())
-      || p_version || pg_catalog.convert_to(p_secret_table || ' ' || p_secret_id, 'UTF8')), 'hex')
-    into v_mark from meshaudit_private.reveal_key k;
-  if pg_catalog.current_setting('meshaudit.revealed', true) = v_mark then
-    return;
-  end if;
   if p_journal or pg_catalog.current_setting('transaction_read_only') = 'on' then
     if not meshaudit_private.journal_access('read', 'granted', p_secret_id, p_secret_table, p_scope, p_role) then
       perform meshaudit_private.refuse_unrecorded();
@@ -5195,7 +5216,7 @@ begin
     insert into meshaudit_private.ledger (secret_id, operation, outcome, secret_table, scope, db_role)
       values (p_secret_id, 'read', 'granted', p_secret_table, p_scope, p_role);
   end if;
-  perform pg_catalog.set_config('meshaudit.revealed', v_mark, true);
+  perform pg_catalog.set_config('meshaudit.revealed', p_mark, true);
 end
 $$;
 
@@ -5211,16 +5232,25 @@ declare
 begin
   if p_secret_ids is null then
     return;
+  elsif p_journal and pg_catalog.cardinality(p_secret_ids) = 1 then
+    if not meshaudit_private.journal_access(p_operation, 'granted', p_secret_ids[1], p_secret_table, p_scopes[1], v_role) then
+      perform meshaudit_private.refuse_unrecorded();
+    end if;
   elsif p_journal then
     perform meshaudit_private.journal_accesses(p_operation, p_secret_ids, p_secret_table, p_scopes, v_role);
+  elsif pg_catalog.cardinality(p_secret_ids) = 1 then
+    insert into meshaudit_private.ledger (secret_id, access_type, operation, outcome, secret_table, scope, db_role)
+      values (p_secret_ids[1], 'write', p_operation, 'granted', p_secret_table, p_scopes[1], v_role);
   else
     perform meshaudit_private.record_accesses(p_operation, 'granted', p_secret_ids, p_secret_table, p_scopes, v_role);
   end if;
 end
 $$;
 
-comment on function meshaudit_private.record_reveal(text, text, bytea, text, name, boolean) is
-  'Records a read of a protected row, once a row, version and statement. Raises MA002 if it cannot.';
+comment on function meshaudit_private.reveal_mark(bytea, text, text, xid, tid) is
+  'What is remembered of a row that is revealed: a MAC over transaction, statement, backend, row and its version.';
+comment on function meshaudit_private.record_reveal(text, text, text, text, name, boolean) is
+  'Records a read of a protected row, and remembers its mark. Raises MA002 if it cannot.';
 comment on function meshaudit_private.record_writes(text, text[], text, text[], boolean) is
   'Records the writes of a statement on a protected table. Raises MA002 if it cannot.';
 
@@ -5480,15 +5510,17 @@ declare
   v_value %1$s;
   v_id pg_catalog.text;
   v_scope pg_catalog.text;
-  v_version pg_catalog.bytea;
+  v_mark pg_catalog.text;
 begin
-  select b.%2$I, %3$s, %4$s, pg_catalog.xidsend(b.xmin) operator(pg_catalog.||) pg_catalog.tidsend(b.ctid)
-    into v_value, v_id, v_scope, v_version
-    from meshaudit_protected.%5$I b where %6$s%7$s;
+  select b.%2$I, %3$s, %4$s, meshaudit_private.reveal_mark(k.key, %9$L, %3$s, b.xmin, b.ctid)
+    into v_value, v_id, v_scope, v_mark
+    from meshaudit_protected.%5$I b, meshaudit_private.reveal_key k where %6$s%7$s;
   if not found then
     %8$s
   end if;
-  perform meshaudit_private.record_reveal(%9$L, v_id, v_version, v_scope, $%10$s, %11$L);
+  if pg_catalog.current_setting('meshaudit.revealed', true) is distinct from v_mark then
+    perform meshaudit_private.record_reveal(%9$L, v_id, v_mark, v_scope, $%10$s, %11$L);
+  end if;
   return v_value;
 end
 $body$, pg_catalog.format_type(a.atttypid, null), a.attname, meshaudit_private.id_expression(p.key_columns, 'b'),
@@ -5521,14 +5553,20 @@ as $$
 declare
   v_ids pg_catalog.text[];
   v_scopes pg_catalog.text[];
+  v_old_ids pg_catalog.text[];
+  v_old_scopes pg_catalog.text[];
 begin
   if tg_op = 'INSERT' then
     select pg_catalog.array_agg(%1$s), pg_catalog.array_agg(%2$s) into v_ids, v_scopes from new_rows;
     perform meshaudit_private.record_writes('create', v_ids, %5$L, v_scopes, %6$L);
   elsif tg_op = 'UPDATE' then
-    -- both, where the key or the scope has changed
-    select pg_catalog.array_agg(u.id), pg_catalog.array_agg(u.scope) into v_ids, v_scopes from (
-      select %3$s, %4$s from old_rows union select %1$s, %2$s from new_rows) u (id, scope);
+    select pg_catalog.array_agg(%1$s), pg_catalog.array_agg(%2$s) into v_ids, v_scopes from new_rows;
+    select pg_catalog.array_agg(%3$s), pg_catalog.array_agg(%4$s) into v_old_ids, v_old_scopes from old_rows;
+    if v_ids is distinct from v_old_ids or v_scopes is distinct from v_old_scopes then
+      -- both, where the key or the scope has changed
+      select pg_catalog.array_agg(u.id), pg_catalog.array_agg(u.scope) into v_ids, v_scopes from (
+        select * from unnest(v_old_ids, v_old_scopes) union select * from unnest(v_ids, v_scopes)) u (id, scope);
+    end if;
     perform meshaudit_private.record_writes('update', v_ids, %5$L, v_scopes, %6$L);
   elsif tg_op = 'DELETE' then
     select pg_catalog.array_agg(%3$s), pg_catalog.array_agg(%4$s) into v_ids, v_scopes from old_rows;
@@ -5587,6 +5625,7 @@ declare
   v_given pg_catalog.text;
   v_stores pg_catalog.text[];
   v_returning pg_catalog.text;
+  v_visible pg_catalog.text;
   v_base constant pg_catalog.text := pg_catalog.format('meshaudit_protected.%I', p.table_name);
 begin
   select
@@ -5600,7 +5639,9 @@ begin
     into v
     from meshaudit_private.columns_of(p.base) c where c.kind <> 'generated';
   select pg_catalog.format(' returning %s into %s', pg_catalog.string_agg(pg_catalog.quote_ident(c.name), ', ' order by c.num),
-      pg_catalog.string_agg(pg_catalog.format('new.%I', c.name), ', ' order by c.num)) into v_returning
+      pg_catalog.string_agg(pg_catalog.format('new.%I', c.name), ', ' order by c.num)),
+      pg_catalog.string_agg(pg_catalog.format('pg_catalog.has_column_privilege(%L, %L, ''SELECT'')', v_base, c.name), ' and ')
+    into v_returning, v_visible
     from meshaudit_private.columns_of(p.base) c where c.name <> all (p.secret_columns);
   v_given := pg_catalog.format('insert into %s (%s) values (%s)', v_base, v.given, v.given_new);
   select pg_catalog.array_agg(case when v.no_identity is null then v_given || r || ';'
@@ -5626,8 +5667,9 @@ begin
 end
 $body$, v_base, v.allowed,
     case when not meshaudit_private.is_rewritten(p.base, 4) then v_stores[2]
-      -- the second for who may insert, but not see what was stored
-      else pg_catalog.format('begin %s exception when insufficient_privilege then %s end;', v_stores[1], v_stores[2]) end);
+      -- a subtransaction, at a tenth of the cost, only for who may insert but perhaps not see what was stored
+      else pg_catalog.format('if not pg_catalog.row_security_active(%1$L::pg_catalog.regclass) and %2$s then %3$s else begin %3$s exception when insufficient_privilege then %4$s end; end if;',
+        v_base, v_visible, v_stores[1], v_stores[2]) end);
 end
 $$;
 

@@ -82,10 +82,21 @@ def test_there_and_back(past: Db, url: str) -> None:
     assert "has no archive of" in fails(
         "restore", url, "--partition", "ledger_1999_01", dsn=past.dsn(operator)
     )
+    # nothing is removed from under a restored partition when an archiver fails beside it
+    with psycopg.connect(past.dsn(), autocommit=True) as conn, pytest.MonkeyPatch.context() as patch:
+        ready = job.candidates(conn, datetime(2999, 1, 1, tzinfo=UTC))
+        patch.setattr(job, "_retire", _broken)
+        with pytest.raises(MeshauditError, match="broken"):
+            list(job.archive(conn, past.dsn(), url, [*ready, *ready], lambda *_: None))
+    assert ok_json("verify", "--archive", url, dsn=past.dsn())["intact"]
     # retired again, to what is there already
     ok("archive", "--to", url, "--before", SOON, dsn=past.dsn())
     assert partitions(past.su, "retired") == names
     assert ok_json("verify", "--archive", url, dsn=past.dsn())["intact"]
+
+
+def _broken(*_: object) -> str:
+    raise MeshauditError("broken")
 
 
 def test_damage_in_a_store_is_named(past: Db, url: str, tmp_path: Path) -> None:
@@ -166,12 +177,18 @@ def test_what_cannot_be_reached(past: Db, url: str, endpoint: str, monkeypatch: 
     assert "AWS_ENDPOINT_URL" in caught.value.hint
 
 
-def test_no_credentials() -> None:
-    error = remote._translated(
-        "s3://a/b", Exception("Generic S3 error: PUT http://169.254.169.254/latest/api/token: error")
-    )
-    assert "no credentials" in error.message
-    assert "AWS_ACCESS_KEY_ID" in error.hint
+def test_what_stores_say() -> None:
+    for said, told in (
+        ("PUT http://169.254.169.254/latest/api/token - 403 Forbidden", "there are no credentials"),
+        ("Account must be specified", "there are no credentials"),
+        ("status 403 Forbidden: SignatureDoesNotMatch", "access is denied"),
+        ("HTTP error: error sending request", "does not answer"),
+        ("something\nelse", "something"),
+    ):
+        error = remote._translated("s3://a/b", Exception(said))
+        assert told in error.message
+        assert "\n" not in error.message
+        assert error.hint
 
 
 UPLOAD = """
