@@ -18,9 +18,8 @@ grant execute on function meshaudit.log_cursor(timestamptz, bigint) to meshaudit
 
 -- As the caller, who has no USAGE on this schema: it names nothing of it.
 create function meshaudit_private.search(
-  secret_id text, from_time timestamptz, to_time timestamptz, user_identity text, access_type text, operation text,
-  outcome text, scope text, ip inet, after text, page_size int, p_token text, p_scopes text[], p_step interval,
-  p_names text[]
+  secret_id text, from_time timestamptz, to_time timestamptz, p_names text[], access_type text, operation text,
+  outcome text, scope text, ip inet, after text, page_size int, p_token text, p_scopes text[], p_step interval
 ) returns setof meshaudit.audit_logs
 language plpgsql volatile security invoker set search_path = ''
 as $$
@@ -100,9 +99,9 @@ begin
 end
 $$;
 revoke all on function meshaudit_private.search(
-  text, timestamptz, timestamptz, text, text, text, text, text, inet, text, int, text, text[], interval, text[]) from public;
+  text, timestamptz, timestamptz, text[], text, text, text, text, inet, text, int, text, text[], interval) from public;
 grant execute on function meshaudit_private.search(
-  text, timestamptz, timestamptz, text, text, text, text, text, inet, text, int, text, text[], interval, text[]) to meshaudit_auditor;
+  text, timestamptz, timestamptz, text[], text, text, text, text, inet, text, int, text, text[], interval) to meshaudit_auditor;
 
 create function meshaudit.search_audit_logs(
   secret_id text default null, from_time timestamptz default null, to_time timestamptz default null,
@@ -117,9 +116,9 @@ begin atomic
     from meshaudit_private.begin_search(current_user, search_audit_logs.user_identity) b,
       lateral meshaudit_private.search(
         search_audit_logs.secret_id, search_audit_logs.from_time, search_audit_logs.to_time,
-        search_audit_logs.user_identity, search_audit_logs.access_type, search_audit_logs.operation,
+        b.names, search_audit_logs.access_type, search_audit_logs.operation,
         search_audit_logs.outcome, search_audit_logs.scope, search_audit_logs.ip, search_audit_logs.after,
-        search_audit_logs.page_size, b.token, b.scopes, b.step, b.names) r
+        search_audit_logs.page_size, b.token, b.scopes, b.step) r
   )
   select p.* from page p
   where (select meshaudit_private.note_search(
@@ -145,5 +144,5 @@ comment on function meshaudit.search_audit_logs(
   text, timestamptz, timestamptz, text, text, text, text, text, inet, text, int) is
   'Searches the log, newest first, under the caller''s row security; recorded, with the number of entries shown. All filters optional and combined; from_time <= timestamp < to_time; ip may be a network; after is a cursor (meshaudit.log_cursor); page_size 1 to 1000. Raises MA005 on a bad filter.';
 comment on function meshaudit_private.search(
-  text, timestamptz, timestamptz, text, text, text, text, text, inet, text, int, text, text[], interval, text[]) is
+  text, timestamptz, timestamptz, text[], text, text, text, text, inet, text, int, text, text[], interval) is
   'A page of search_audit_logs(), for a token and scopes of begin_search().';
