@@ -9,6 +9,7 @@ create table meshaudit_private.settings (
   partition_interval text not null default 'month' check (partition_interval in ('month', 'week', 'day')),
   partitions_ahead int not null default 3 check (partitions_ahead between 1 and 400),
   keep_in_database interval not null default '1 day' check (meshaudit_private.is_period(keep_in_database)),
+  erasable_identities boolean not null default false,
   reading_key bytea not null default sha256(uuid_send(gen_random_uuid()) || uuid_send(gen_random_uuid())),
   feed_keep bigint not null default 100000 check (feed_keep between 1000 and 100000000),
   realtime_roles text[] not null default array['supabase_admin', 'supabase_realtime_admin'],
@@ -31,6 +32,8 @@ comment on column meshaudit_private.settings.address_headers is
 comment on column meshaudit_private.settings.keep_in_database is
   'How long a partition stays after its end before it may be retired.';
 
+comment on column meshaudit_private.settings.erasable_identities is
+  'Whether new entries hold pseudonyms of the identities that gateways and callers give.';
 comment on column meshaudit_private.settings.reading_key is 'Key of the tokens that searches show (49_readings.sql).';
 
 insert into meshaudit_private.settings default values;

@@ -45,6 +45,12 @@ begin
     new.ip_address := v_caller.ip_address;
     new.user_agent := v_caller.user_agent;
     new.request_id := v_caller.request_id;
+    if meshaudit_private.erasable() then
+      if v_caller.identity_source = 'jwt' then
+        new.user_identity := meshaudit_private.pseudonym_of(v_caller.user_identity);
+      end if;
+      new.claimed_identity := meshaudit_private.pseudonym_of(v_caller.claimed_identity);
+    end if;
   end if;
 
   -- the ordinary case, written out for speed: the first or second entry of a transaction whose own lane is free
@@ -94,8 +100,9 @@ begin
     v_payload := pg_catalog.convert_to(row(
       pg_catalog.pg_current_wal_insert_lsn(), new.access_id, pg_catalog.pg_current_xact_id(), new.lane, new.seq,
       pg_catalog.encode(pg_catalog.timestamptz_send(new."timestamp"), 'hex'), new.operation, new.outcome, new.secret_id,
-      new.secret_table, new.scope, new.user_identity, new.identity_source, new.claimed_identity, new.db_user, new.db_role,
-      new.ip_address, new.application_name, new.user_agent, new.request_id, null, null, null, null)::pg_catalog.text, 'UTF8');
+      new.secret_table, new.scope, coalesce(v_caller.user_identity, new.user_identity), new.identity_source,
+      coalesce(v_caller.claimed_identity, new.claimed_identity), new.db_user, new.db_role, new.ip_address, new.application_name,
+      new.user_agent, new.request_id, null, null, null, null)::pg_catalog.text, 'UTF8');
     if meshaudit_private.emit(meshaudit_private.message(v_key_id, v_inner, v_outer, v_payload),
         v_flush and new.operation = 'read') is null then
       perform meshaudit_private.refuse_unrecorded();

@@ -18,6 +18,7 @@ declare
   v_bytes pg_catalog.bytea[];
   v_links pg_catalog.bytea[];
   j meshaudit_private.journal;
+  c meshaudit_private.caller;
 begin
   if v_count = 0 then
     return;
@@ -56,6 +57,11 @@ begin
   end if;
   if j.armed then
     e.seq := e.seq + 1;
+    if meshaudit_private.erasable() then
+      c := meshaudit_private.session_caller();
+      e.user_identity := c.user_identity;
+      e.claimed_identity := c.claimed_identity;
+    end if;
     perform meshaudit_private.emit_batch(j, e, pg_catalog.pg_current_xact_id(), p_secret_ids[2:], p_scopes[2:], v_times,
       v_access_ids);
     e.seq := e.seq - 1;

@@ -84,10 +84,10 @@ as $$
     and not pg_catalog.pg_has_role(session_user, 'pg_read_all_data', 'MEMBER')
 $$;
 
-create type meshaudit_private.search_start as (token text, scopes text[], step interval);
+create type meshaudit_private.search_start as (token text, scopes text[], step interval, names text[]);
 
 -- What a search needs to know; scopes is null where all are seen.
-create function meshaudit_private.begin_search(p_role text) returns meshaudit_private.search_start
+create function meshaudit_private.begin_search(p_role text, p_identity text) returns meshaudit_private.search_start
 language plpgsql volatile security definer set search_path = ''
 as $$
 declare
@@ -100,16 +100,19 @@ begin
       v_start.scopes := null;
     end if;
   end if;
+  v_start.names := meshaudit_private.names_of(p_identity);
   v_start.step := (select ('1 ' || s.partition_interval)::pg_catalog.interval from meshaudit_private.settings s);
   return v_start;
 end
 $$;
-revoke all on function meshaudit_private.begin_search(text) from public;
-grant execute on function meshaudit_private.begin_search(text) to meshaudit_auditor;
+revoke all on function meshaudit_private.begin_search(text, text) from public;
+grant execute on function meshaudit_private.begin_search(text, text) to meshaudit_auditor;
 
--- p_count is null while it is not known: the reading has only begun.
-create function meshaudit_private.note_reading(p_kind text, p_what text, p_count bigint, p_whole boolean, p_role text)
-returns boolean
+-- p_count is null while it is not known: the reading has only begun. p_what and p_more are what stands before and behind
+-- the identity.
+create function meshaudit_private.note_reading(
+  p_kind text, p_what text, p_identity text, p_more text, p_count bigint, p_whole boolean, p_role text
+) returns boolean
 language plpgsql volatile security definer set search_path = ''
 as $$
 begin
@@ -118,27 +121,32 @@ begin
       hint = 'entries is null for a reading that begins.';
   end if;
   perform meshaudit_private.record_reading(
-    pg_catalog.format('%s (%s): %s', p_kind, pg_catalog."left"(p_what, 440), coalesce(p_count || ' entries', 'begun'))
+    pg_catalog.format('%s (%s): %s', p_kind, pg_catalog."left"(pg_catalog.concat_ws(', ', nullif(p_what, ''),
+        'user_identity ' || meshaudit_private.told_as(p_identity), nullif(p_more, '')), 440),
+        coalesce(p_count || ' entries', 'begun'))
       || case when p_whole then '' else ', broken off' end,
     meshaudit_private.reading_outcome(p_role), p_role);
   return true;
 end
 $$;
-revoke all on function meshaudit_private.note_reading(text, text, bigint, boolean, text) from public;
-grant execute on function meshaudit_private.note_reading(text, text, bigint, boolean, text) to meshaudit_auditor;
+revoke all on function meshaudit_private.note_reading(text, text, text, text, bigint, boolean, text) from public;
+grant execute on function meshaudit_private.note_reading(text, text, text, text, bigint, boolean, text) to meshaudit_auditor;
 
 -- For programs that read more than a page: what they say stands in their caller's name. It hides nothing: a query of the
 -- view is recorded all the same.
-create function meshaudit.note_reading(kind text, filters text default '', entries bigint default null, whole boolean default true)
+create function meshaudit.note_reading(
+  kind text, filters text default '', entries bigint default null, whole boolean default true, user_identity text default null
+)
 returns void
 language sql volatile security invoker
 begin atomic
   select meshaudit_private.note_reading(
     case when note_reading.kind in ('export', 'stream') then note_reading.kind end, coalesce(note_reading.filters, ''),
+    note_reading.user_identity, null,
     note_reading.entries, coalesce(note_reading.whole, true), current_user);
 end;
-revoke all on function meshaudit.note_reading(text, text, bigint, boolean) from public;
-grant execute on function meshaudit.note_reading(text, text, bigint, boolean) to meshaudit_auditor;
+revoke all on function meshaudit.note_reading(text, text, bigint, boolean, text) from public;
+grant execute on function meshaudit.note_reading(text, text, bigint, boolean, text) to meshaudit_auditor;
 
 comment on type meshaudit_private.search_start is 'What a search needs to know of its caller and of the ledger.';
 comment on function meshaudit_private.record_reading(text, text, text) is
@@ -148,7 +156,7 @@ comment on function meshaudit_private.bypasses(text) is 'Whether row security do
 comment on function meshaudit_private.reading_outcome(text) is 'granted, or denied for a role that sees no scope.';
 comment on function meshaudit_private.search_token(text) is 'What a search shows to reading(): a nonce, and a keyed hash of it for this session.';
 comment on function meshaudit_private.is_search(text) is 'Whether a token was made by begin_search() in this session.';
-comment on function meshaudit_private.begin_search(text) is 'A search''s token, and the scopes that its caller sees: null is all.';
-comment on function meshaudit_private.note_reading(text, text, bigint, boolean, text) is 'Records a reading of a kind, and how many entries it showed.';
-comment on function meshaudit.note_reading(text, text, bigint, boolean) is
-  'Records that the caller begins to read more than a page of the log (kind: export or stream), or, with entries, how many it got; whole is false if it was broken off. Raises MA005 on another kind.';
+comment on function meshaudit_private.begin_search(text, text) is 'A search''s token, the scopes that its caller sees (null is all), and what the identity that it asks for is called.';
+comment on function meshaudit_private.note_reading(text, text, text, text, bigint, boolean, text) is 'Records a reading of a kind, and how many entries it showed.';
+comment on function meshaudit.note_reading(text, text, bigint, boolean, text) is
+  'Records that the caller begins to read more than a page of the log (kind: export or stream), or, with entries, how many it got; whole is false if it was broken off; user_identity is the identity that was filtered by, if any, told as its pseudonym where it has one. Raises MA005 on another kind.';

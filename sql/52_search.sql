@@ -18,7 +18,7 @@ grant execute on function meshaudit.log_cursor(timestamptz, bigint) to meshaudit
 
 -- As the caller, who has no USAGE on this schema: it names nothing of it.
 create function meshaudit_private.search(
-  secret_id text, from_time timestamptz, to_time timestamptz, user_identity text, access_type text, operation text,
+  secret_id text, from_time timestamptz, to_time timestamptz, p_names text[], access_type text, operation text,
   outcome text, scope text, ip inet, after text, page_size int, p_token text, p_scopes text[], p_step interval
 ) returns setof meshaudit.audit_logs
 -- What the policy leaves of rows cannot be estimated: without this, reading all that match and sorting it looks cheaper than
@@ -65,7 +65,8 @@ begin
 
   v_query := 'select * from meshaudit.audit_logs l where l."timestamp" >= $2 and l."timestamp" < $3'
     || case when secret_id is not null then ' and l.secret_id = $1' else '' end
-    || case when user_identity is not null then ' and l.user_identity = $4' else '' end
+    || case when pg_catalog.cardinality(p_names) = 1 then ' and l.user_identity = ($4)[1]'
+       when p_names is not null then ' and l.user_identity = any ($4)' else '' end
     || case when access_type is not null then ' and l.access_type = $5' else '' end
     || case when operation is not null then ' and l.operation = $6' else '' end
     || case when outcome is not null then ' and l.outcome = $7' else '' end
@@ -88,7 +89,7 @@ begin
       v_lower := coalesce(from_time, '-infinity');
     end if;
     return query execute v_query
-      using secret_id, v_lower, v_upper, user_identity, access_type, operation, outcome, scope, ip, v_time, v_id, v_left, p_scopes;
+      using secret_id, v_lower, v_upper, p_names, access_type, operation, outcome, scope, ip, v_time, v_id, v_left, p_scopes;
     get diagnostics v_found = row_count;
     v_left := v_left - v_found;
     exit when v_left = 0 or i = 6 or v_lower = from_time;
@@ -100,9 +101,9 @@ begin
 end
 $$;
 revoke all on function meshaudit_private.search(
-  text, timestamptz, timestamptz, text, text, text, text, text, inet, text, int, text, text[], interval) from public;
+  text, timestamptz, timestamptz, text[], text, text, text, text, inet, text, int, text, text[], interval) from public;
 grant execute on function meshaudit_private.search(
-  text, timestamptz, timestamptz, text, text, text, text, text, inet, text, int, text, text[], interval) to meshaudit_auditor;
+  text, timestamptz, timestamptz, text[], text, text, text, text, inet, text, int, text, text[], interval) to meshaudit_auditor;
 
 create function meshaudit.search_audit_logs(
   secret_id text default null, from_time timestamptz default null, to_time timestamptz default null,
@@ -114,10 +115,10 @@ language sql volatile security invoker
 begin atomic
   with page as materialized (
     select r.*
-    from meshaudit_private.begin_search(current_user) b,
+    from meshaudit_private.begin_search(current_user, search_audit_logs.user_identity) b,
       lateral meshaudit_private.search(
         search_audit_logs.secret_id, search_audit_logs.from_time, search_audit_logs.to_time,
-        search_audit_logs.user_identity, search_audit_logs.access_type, search_audit_logs.operation,
+        b.names, search_audit_logs.access_type, search_audit_logs.operation,
         search_audit_logs.outcome, search_audit_logs.scope, search_audit_logs.ip, search_audit_logs.after,
         search_audit_logs.page_size, b.token, b.scopes, b.step) r
   )
@@ -126,8 +127,10 @@ begin atomic
     pg_catalog.concat_ws(', ',
       'secret_id ' || search_audit_logs.secret_id,
       'from ' || pg_catalog.to_char(search_audit_logs.from_time at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'),
-      'to ' || pg_catalog.to_char(search_audit_logs.to_time at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'),
-      'user_identity ' || search_audit_logs.user_identity, 'access_type ' || search_audit_logs.access_type,
+      'to ' || pg_catalog.to_char(search_audit_logs.to_time at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')),
+    search_audit_logs.user_identity,
+    pg_catalog.concat_ws(', ',
+      'access_type ' || search_audit_logs.access_type,
       'operation ' || search_audit_logs.operation, 'outcome ' || search_audit_logs.outcome,
       'scope ' || search_audit_logs.scope, 'ip ' || search_audit_logs.ip::text,
       'after ' || search_audit_logs.after),
@@ -143,5 +146,5 @@ comment on function meshaudit.search_audit_logs(
   text, timestamptz, timestamptz, text, text, text, text, text, inet, text, int) is
   'Searches the log, newest first, under the caller''s row security; recorded, with the number of entries shown. All filters optional and combined; from_time <= timestamp < to_time; ip may be a network; after is a cursor (meshaudit.log_cursor); page_size 1 to 1000. Raises MA005 on a bad filter.';
 comment on function meshaudit_private.search(
-  text, timestamptz, timestamptz, text, text, text, text, text, inet, text, int, text, text[], interval) is
+  text, timestamptz, timestamptz, text[], text, text, text, text, inet, text, int, text, text[], interval) is
   'A page of search_audit_logs(), for a token and scopes of begin_search().';

@@ -17,11 +17,11 @@ create function meshaudit.audit_log(id bigint) returns setof meshaudit.audit_log
 language sql volatile security invoker
 begin atomic
   with page as materialized (
-    select r.* from meshaudit_private.begin_search(current_user) b, lateral meshaudit_private.find(audit_log.id, b.token) r
+    select r.* from meshaudit_private.begin_search(current_user, null) b, lateral meshaudit_private.find(audit_log.id, b.token) r
   )
   select p.* from page p
   where (select meshaudit_private.note_reading(
-    'entry', coalesce(audit_log.id::text, ''), (select pg_catalog.count(*) from page), true, current_user));
+    'entry', coalesce(audit_log.id::text, ''), null, null, (select pg_catalog.count(*) from page), true, current_user));
 end;
 revoke all on function meshaudit.audit_log(bigint) from public;
 grant execute on function meshaudit.audit_log(bigint) to meshaudit_auditor;

@@ -234,6 +234,9 @@ begin
     insert into meshaudit_private.journal_seen as s (lsn, access_ids)
       select p_upto, pg_catalog.array_agg(e.access_id) from unnest(v_entries) e
       on conflict (lsn) do update set access_ids = s.access_ids || excluded.access_ids;
+    if meshaudit_private.erasable() then
+      v_entries := meshaudit_private.pseudonymous(v_entries);
+    end if;
   end if;
 
   if (select pg_catalog.bool_or(e.outcome = 'denied') from unnest(v_entries) e) then

@@ -26,9 +26,9 @@ begin
     where coalesce(k.from_time < p_to, true) and coalesce(k.to_time > p_from, true) order by k.hold
   loop
     execute pg_catalog.format('select exists (select from %s l
-        where ($1 is null or l.secret_id = $1) and ($2 is null or l.user_identity = $2) and ($3 is null or l.scope = $3)
+        where ($1 is null or l.secret_id = $1) and ($2 is null or l.user_identity = any ($2)) and ($3 is null or l.scope = $3)
           and ($4 is null or l."timestamp" >= $4) and ($5 is null or l."timestamp" < $5))', p_leaf)
-      into v_found using h.secret_id, h.user_identity, h.scope, h.from_time, h.to_time;
+      into v_found using h.secret_id, meshaudit_private.names_of(h.user_identity), h.scope, h.from_time, h.to_time;
     if v_found then
       return h.hold;
     end if;

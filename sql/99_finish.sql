@@ -8,7 +8,7 @@ begin
     execute format('grant usage on schema meshaudit to %I', v_installer);
     execute format('grant execute on function meshaudit.grant_auditor(text, text), meshaudit.revoke_auditor(text, text),
       meshaudit.set_setting(text, text), meshaudit.publish_feed(),
-      meshaudit.set_retention(text, interval, interval), meshaudit.remove_retention(text),
+      meshaudit.set_retention(text, interval, interval), meshaudit.remove_retention(text), meshaudit.erase_identity(text, text),
       meshaudit.add_webhook(text, text), meshaudit.remove_webhook(int),
       meshaudit.set_alert_rule(text, boolean, bigint, interval, interval, text, text, time, time, int[]) to %I', v_installer);
   end if;

@@ -39,6 +39,8 @@ FUNCTIONS = {
     "retention_plan": {AUDITOR, OPERATOR},
     "expire_archive": {OPERATOR},
     "expiries": {AUDITOR, OPERATOR},
+    "identity_of": {AUDITOR},
+    "erase_identity": {ADMIN},
     "log_cursor": {AUDITOR},
     "audit_log": {AUDITOR},
     "note_reading": {AUDITOR},
@@ -87,7 +89,15 @@ OF_PROTECT = (
 PRIVATE_FUNCTIONS = {
     **{
         key: {AUDITOR}
-        for key in ("visible_scopes", "reading", "begin_search", "search", "find", "note_reading")
+        for key in (
+            "visible_scopes",
+            "reading",
+            "begin_search",
+            "search",
+            "find",
+            "note_reading",
+            "identity_of",
+        )
     },
     "record_verification": {AUDITOR, OPERATOR},
     "feed_scopes": {AUDITOR},

@@ -97,7 +97,7 @@ def test_no_setting_hides_a_reading(db: Db, auditor: Conn) -> None:
         auditor.execute("select * from meshaudit.audit_logs")
     assert told(db)[1:] == ["a query"] * 5
     with pytest.raises(psycopg.errors.InsufficientPrivilege):
-        auditor.execute("select meshaudit_private.begin_search(current_user)")
+        auditor.execute("select meshaudit_private.begin_search(current_user, null)")
 
 
 def test_who_can_make_a_token_is_recorded_all_the_same(db: Db) -> None:
@@ -105,7 +105,7 @@ def test_who_can_make_a_token_is_recorded_all_the_same(db: Db) -> None:
     role = db.role("auditor", "pg_read_all_data")
     db.su.execute("select meshaudit.grant_auditor(%s, 'a')", [role])
     conn = db.connect(role)
-    token = one(conn, "select (meshaudit_private.begin_search(%s)).token", role)
+    token = one(conn, "select (meshaudit_private.begin_search(%s, null)).token", role)
     conn.execute("select set_config('meshaudit.search', %s, false)", [token])
     conn.execute("select * from meshaudit.audit_logs")
     assert told(db) == ["a query"]

@@ -21,7 +21,7 @@ from meshaudit.api.models import problems
 from meshaudit.api.params import FilterQuery, single
 from meshaudit.api.problems import bad_parameter
 from meshaudit.api.pump import Pump
-from meshaudit.api.readings import Reading, told
+from meshaudit.api.readings import Reading
 from meshaudit.api.rows import matching, shown
 from meshaudit.queries import COLUMNS, Filters
 
@@ -85,7 +85,7 @@ async def _write(
 ) -> AsyncGenerator[bytes, None]:
     rows = _ROWS.format(shown=shown(), matching=matching(wanted))
     statement = (_CSV if form == "csv" else _JSON).format(rows=rows)
-    reading = Reading(parts, caller, request, "export", told(wanted, form))
+    reading = Reading(parts, caller, request, "export", wanted, form)
     entries, whole = 0, False
     with parts.exports.taken(caller.subject):
         await reading.begun()

@@ -18,20 +18,20 @@ from meshaudit.queries import Filters
 
 _log = logging.getLogger("meshaudit.api")
 _NOTE = """
-select meshaudit.note_reading(%(kind)s, %(filters)s, entries => %(entries)s::bigint, whole => %(whole)s)
+select meshaudit.note_reading(%(kind)s, %(filters)s, entries => %(entries)s::bigint, whole => %(whole)s,
+  user_identity => %(user_identity)s)
 """
 # As search_audit_logs() tells them.
 _TOLD = {"from_time": "from", "to_time": "to"}
 _ENDING = 5.0  # seconds for the last entry
 
 
-def told(wanted: Filters, *more: str) -> str:
-    """The filters in words."""
+def _told(wanted: Filters, *more: str) -> str:
+    """The filters in words, but for the identity, which the database names."""
     order = (
         "secret_id",
         "from_time",
         "to_time",
-        "user_identity",
         "access_type",
         "operation",
         "outcome",
@@ -49,9 +49,15 @@ def told(wanted: Filters, *more: str) -> str:
 class Reading:
     """One export or stream, and its entries."""
 
-    def __init__(self, parts: Context, caller: Caller, request: Request, kind: str, filters: str) -> None:
+    def __init__(
+        self, parts: Context, caller: Caller, request: Request, kind: str, wanted: Filters, *more: str
+    ) -> None:
         self._parts, self._caller, self._request = parts, caller, request
-        self._named = {"kind": kind, "filters": filters}
+        self._named = {
+            "kind": kind,
+            "filters": _told(wanted, *more),
+            "user_identity": wanted.user_identity,
+        }
 
     async def begun(self) -> None:
         """The first entry: without it nothing is shown."""

@@ -29,7 +29,7 @@ from meshaudit.api.models import problems
 from meshaudit.api.params import FilterQuery, single
 from meshaudit.api.problems import Problem, bad_parameter, gone, of_database
 from meshaudit.api.pump import Pump
-from meshaudit.api.readings import Reading, told
+from meshaudit.api.readings import Reading
 from meshaudit.api.rows import matching, shown
 
 router = APIRouter(tags=["audit log"])
@@ -134,7 +134,7 @@ async def stream(
     wanted = query.filters()
     follower = _Subscriber(parts, caller, request, matching(wanted))
     place = () if last_event_id is None else (f"after {last_event_id[:18]}",)
-    reading = Reading(parts, caller, request, "stream", told(wanted, *place))
+    reading = Reading(parts, caller, request, "stream", wanted, *place)
     if last_event_id is not None:
         if not re.fullmatch("[0-9]{1,18}", last_event_id, re.ASCII):
             raise bad_parameter("Last-Event-ID", "Last-Event-ID is not an id of this stream")

@@ -138,6 +138,7 @@ create table meshaudit_private.settings (
   partition_interval text not null default 'month' check (partition_interval in ('month', 'week', 'day')),
   partitions_ahead int not null default 3 check (partitions_ahead between 1 and 400),
   keep_in_database interval not null default '1 day' check (meshaudit_private.is_period(keep_in_database)),
+  erasable_identities boolean not null default false,
   reading_key bytea not null default sha256(uuid_send(gen_random_uuid()) || uuid_send(gen_random_uuid())),
   feed_keep bigint not null default 100000 check (feed_keep between 1000 and 100000000),
   realtime_roles text[] not null default array['supabase_admin', 'supabase_realtime_admin'],
@@ -160,6 +161,8 @@ comment on column meshaudit_private.settings.address_headers is
 comment on column meshaudit_private.settings.keep_in_database is
   'How long a partition stays after its end before it may be retired.';
 
+comment on column meshaudit_private.settings.erasable_identities is
+  'Whether new entries hold pseudonyms of the identities that gateways and callers give.';
 comment on column meshaudit_private.settings.reading_key is 'Key of the tokens that searches show (49_readings.sql).';
 
 insert into meshaudit_private.settings default values;
@@ -284,6 +287,25 @@ comment on table meshaudit_private.auditors is
   'Grants made by meshaudit.grant_auditor(); scope ''*'' is all scopes.';
 
 alter table meshaudit_private.auditors enable row level security;
+
+-- sql/14_identities.sql
+
+-- Who stands behind a pseudonym, where the setting erasable_identities is on. Destroying a row is the erasure.
+--
+-- Invariants
+--   * a pseudonym is a hash of a random salt and the identity: nobody can later say that it was somebody else, and without
+--     the row nobody can say who it was;
+--   * an identity may have several: nobody waits for a row that another transaction has not committed.
+
+create table meshaudit_private.identities (
+  pseudonym text primary key,
+  identity text not null,
+  salt bytea not null,
+  made_at timestamptz not null default clock_timestamp()
+);
+create index identities_identity on meshaudit_private.identities (identity);
+comment on table meshaudit_private.identities is 'Identities by pseudonym; meshaudit.erase_identity() destroys rows.';
+alter table meshaudit_private.identities enable row level security;
 
 -- sql/14_journal.sql
 
@@ -1077,6 +1099,97 @@ comment on function meshaudit_private.header_address(jsonb, text[]) is 'The clie
 comment on function meshaudit_private.session_caller() is
   'Who calls and from where, by the session''s settings: request.* is believed behind a gateway, else a claim.';
 
+-- sql/21_pseudonyms.sql
+
+-- Pseudonyms in place of identities that a gateway or the caller itself gives (docs/adr/0013-erasure.md).
+--
+-- Invariants
+--   * off: erasable() is a constant in the plans of those who ask it, and logins without claims never do;
+--   * the journal has the plain identity, so that a ROLLBACK, which takes the mapping's row with it, hides nobody: the
+--     sealer maps it;
+--   * who may do what is decided by the plain identity.
+
+create function meshaudit_private.erasable() returns boolean
+language sql stable parallel safe
+return false;
+
+create function meshaudit_private.note_erasable() returns trigger
+language plpgsql volatile set search_path = ''
+as $$
+begin
+  execute pg_catalog.format(
+    'create or replace function meshaudit_private.erasable() returns boolean language sql stable parallel safe return %s',
+    new.erasable_identities::pg_catalog.text);
+  return null;
+end
+$$;
+create trigger note_erasable after update of erasable_identities on meshaudit_private.settings
+  for each row execute function meshaudit_private.note_erasable();
+alter table meshaudit_private.settings enable always trigger note_erasable;
+
+create function meshaudit_private.pseudonym(p_salt bytea, p_identity text) returns text
+language sql immutable parallel safe
+return 'erasable:' || pg_catalog.encode(pg_catalog.substr(
+  pg_catalog.sha256(p_salt || pg_catalog.convert_to(p_identity, 'UTF8')), 1, 20), 'hex');
+
+-- SERIALIZABLE: to look first would conflict with whoever adds one.
+create function meshaudit_private.pseudonym_of(p_identity text) returns text
+language plpgsql volatile set search_path = ''
+as $$
+declare
+  v_pseudonym pg_catalog.text;
+  v_salt pg_catalog.bytea;
+begin
+  if p_identity is null then
+    return null;
+  end if;
+  if pg_catalog.current_setting('transaction_isolation') <> 'serializable' then
+    select i.pseudonym into v_pseudonym from meshaudit_private.identities i where i.identity = p_identity
+      order by i.made_at limit 1;
+  end if;
+  if v_pseudonym is null then
+    v_salt := pg_catalog.sha256(pg_catalog.uuid_send(pg_catalog.gen_random_uuid()) || pg_catalog.uuid_send(pg_catalog.gen_random_uuid()));
+    v_pseudonym := meshaudit_private.pseudonym(v_salt, p_identity);
+    insert into meshaudit_private.identities (pseudonym, identity, salt) values (v_pseudonym, p_identity, v_salt);
+  end if;
+  return v_pseudonym;
+end
+$$;
+
+-- All that an identity is called in the log.
+create function meshaudit_private.names_of(p_identity text) returns text[]
+language sql stable set search_path = ''
+as $$
+  select p_identity || array(select i.pseudonym from meshaudit_private.identities i where i.identity = p_identity order by i.made_at)
+  where p_identity is not null
+$$;
+
+-- Entries of the journal's records, with pseudonyms.
+create function meshaudit_private.pseudonymous(p_entries meshaudit_private.ledger[]) returns meshaudit_private.ledger[]
+language plpgsql volatile set search_path = ''
+as $$
+declare
+  e meshaudit_private.ledger;
+  v_entries meshaudit_private.ledger[];
+begin
+  foreach e in array p_entries loop
+    if e.identity_source = 'jwt' then
+      e.user_identity := meshaudit_private.pseudonym_of(e.user_identity);
+    end if;
+    e.claimed_identity := meshaudit_private.pseudonym_of(e.claimed_identity);
+    v_entries := v_entries || e;
+  end loop;
+  return v_entries;
+end
+$$;
+
+comment on function meshaudit_private.erasable() is 'Setting erasable_identities.';
+comment on function meshaudit_private.note_erasable() is 'Keeps erasable() true to the setting.';
+comment on function meshaudit_private.pseudonym(bytea, text) is 'The pseudonym that a salt and an identity make.';
+comment on function meshaudit_private.pseudonym_of(text) is 'An identity''s pseudonym, made if there is none; waits for nobody.';
+comment on function meshaudit_private.names_of(text) is 'An identity and its pseudonyms.';
+comment on function meshaudit_private.pseudonymous(meshaudit_private.ledger[]) is 'Entries with pseudonyms instead of identities.';
+
 -- sql/22_lanes.sql
 
 -- Lanes: chains side by side, so that no access waits for another's commit.
@@ -1343,6 +1456,12 @@ begin
     new.ip_address := v_caller.ip_address;
     new.user_agent := v_caller.user_agent;
     new.request_id := v_caller.request_id;
+    if meshaudit_private.erasable() then
+      if v_caller.identity_source = 'jwt' then
+        new.user_identity := meshaudit_private.pseudonym_of(v_caller.user_identity);
+      end if;
+      new.claimed_identity := meshaudit_private.pseudonym_of(v_caller.claimed_identity);
+    end if;
   end if;
 
   -- the ordinary case, written out for speed: the first or second entry of a transaction whose own lane is free
@@ -1392,8 +1511,9 @@ begin
     v_payload := pg_catalog.convert_to(row(
       pg_catalog.pg_current_wal_insert_lsn(), new.access_id, pg_catalog.pg_current_xact_id(), new.lane, new.seq,
       pg_catalog.encode(pg_catalog.timestamptz_send(new."timestamp"), 'hex'), new.operation, new.outcome, new.secret_id,
-      new.secret_table, new.scope, new.user_identity, new.identity_source, new.claimed_identity, new.db_user, new.db_role,
-      new.ip_address, new.application_name, new.user_agent, new.request_id, null, null, null, null)::pg_catalog.text, 'UTF8');
+      new.secret_table, new.scope, coalesce(v_caller.user_identity, new.user_identity), new.identity_source,
+      coalesce(v_caller.claimed_identity, new.claimed_identity), new.db_user, new.db_role, new.ip_address, new.application_name,
+      new.user_agent, new.request_id, null, null, null, null)::pg_catalog.text, 'UTF8');
     if meshaudit_private.emit(meshaudit_private.message(v_key_id, v_inner, v_outer, v_payload),
         v_flush and new.operation = 'read') is null then
       perform meshaudit_private.refuse_unrecorded();
@@ -1934,6 +2054,7 @@ declare
   v_bytes pg_catalog.bytea[];
   v_links pg_catalog.bytea[];
   j meshaudit_private.journal;
+  c meshaudit_private.caller;
 begin
   if v_count = 0 then
     return;
@@ -1972,6 +2093,11 @@ begin
   end if;
   if j.armed then
     e.seq := e.seq + 1;
+    if meshaudit_private.erasable() then
+      c := meshaudit_private.session_caller();
+      e.user_identity := c.user_identity;
+      e.claimed_identity := c.claimed_identity;
+    end if;
     perform meshaudit_private.emit_batch(j, e, pg_catalog.pg_current_xact_id(), p_secret_ids[2:], p_scopes[2:], v_times,
       v_access_ids);
     e.seq := e.seq - 1;
@@ -2208,9 +2334,10 @@ language plpgsql volatile security definer set search_path = ''
 as $$
 begin
   if name not in ('gateway_roles', 'api_roles', 'address_headers', 'partition_interval', 'partitions_ahead',
-      'vault_mode', 'require_journal', 'journal_flush', 'feed_keep', 'realtime_roles', 'keep_in_database') or name is null then
+      'vault_mode', 'require_journal', 'journal_flush', 'feed_keep', 'realtime_roles', 'keep_in_database',
+      'erasable_identities') or name is null then
     raise exception 'no setting named "%"', pg_catalog."left"(name, 100) using errcode = 'MA005',
-      hint = 'Settings: gateway_roles, api_roles, address_headers (comma-separated lists), partition_interval (month, week or day), partitions_ahead (1 to 400), vault_mode (ledger or journal), require_journal, journal_flush (true or false), feed_keep (1000 to 100000000), realtime_roles (a list), keep_in_database (an interval of a day to 1000 years).';
+      hint = 'Settings: gateway_roles, api_roles, address_headers (comma-separated lists), partition_interval (month, week or day), partitions_ahead (1 to 400), vault_mode (ledger or journal), require_journal, journal_flush (true or false), feed_keep (1000 to 100000000), realtime_roles (a list), keep_in_database (an interval of a day to 1000 years), erasable_identities (true or false).';
   end if;
   begin
     case name
@@ -2236,10 +2363,12 @@ begin
         update meshaudit_private.journal set flush = value::pg_catalog.bool where singleton;
       when 'keep_in_database' then
         update meshaudit_private.settings set keep_in_database = value::pg_catalog.interval where singleton;
+      when 'erasable_identities' then
+        update meshaudit_private.settings set erasable_identities = value::pg_catalog.bool where singleton;
     end case;
   exception when check_violation or not_null_violation or data_exception then
     raise exception 'bad value for setting "%"', name using errcode = 'MA005',
-      hint = 'Lists are comma-separated; partition_interval is month, week or day; partitions_ahead is 1 to 400; vault_mode is ledger or journal; require_journal and journal_flush are true or false; feed_keep is 1000 to 100000000; keep_in_database is a day to 1000 years.';
+      hint = 'Lists are comma-separated; partition_interval is month, week or day; partitions_ahead is 1 to 400; vault_mode is ledger or journal; require_journal and journal_flush are true or false; feed_keep is 1000 to 100000000; keep_in_database is a day to 1000 years; erasable_identities is true or false.';
   end;
   insert into meshaudit_private.ledger (secret_id, access_type, operation, outcome, secret_table, scope)
     values (name, 'write', 'update', 'granted', 'meshaudit.settings', '*');
@@ -2265,7 +2394,8 @@ as $$
       ('realtime_roles', s.realtime_roles::pg_catalog.text), ('ledger_id', s.ledger_id::pg_catalog.text),
       ('vault_mode', k.vault_mode), ('require_journal', k.required::pg_catalog.text),
       ('journal_flush', k.flush::pg_catalog.text),
-      ('keep_in_database', s.keep_in_database::pg_catalog.text)) j (n, v)
+      ('keep_in_database', s.keep_in_database::pg_catalog.text),
+      ('erasable_identities', s.erasable_identities::pg_catalog.text)) j (n, v)
   where j.n = name
 $$;
 revoke all on function meshaudit.get_setting(text) from public;
@@ -2273,7 +2403,7 @@ grant execute on function meshaudit.get_setting(text) to meshaudit_auditor, mesh
 
 comment on function meshaudit_private.list(text) is 'A comma-separated list as an array; null if it is empty.';
 comment on function meshaudit.set_setting(text, text) is
-  'Changes a setting: gateway_roles, api_roles, address_headers (comma-separated), partition_interval (month, week, day), partitions_ahead (1 to 400), vault_mode (ledger, journal), require_journal, journal_flush (true, false), feed_keep (events), realtime_roles (logins), keep_in_database (an interval of a day to 1000 years). Recorded as an update of meshaudit.settings. Raises MA005 on a bad name or value.';
+  'Changes a setting: gateway_roles, api_roles, address_headers (comma-separated), partition_interval (month, week, day), partitions_ahead (1 to 400), vault_mode (ledger, journal), require_journal, journal_flush (true, false), feed_keep (events), realtime_roles (logins), keep_in_database (an interval of a day to 1000 years), erasable_identities (true, false). Recorded as an update of meshaudit.settings. Raises MA005 on a bad name or value.';
 comment on function meshaudit.get_setting(text) is 'A setting''s value as text (or ledger_id); null if there is none of that name.';
 
 -- sql/42_vault_api.sql
@@ -2413,10 +2543,10 @@ as $$
     and not pg_catalog.pg_has_role(session_user, 'pg_read_all_data', 'MEMBER')
 $$;
 
-create type meshaudit_private.search_start as (token text, scopes text[], step interval);
+create type meshaudit_private.search_start as (token text, scopes text[], step interval, names text[]);
 
 -- What a search needs to know; scopes is null where all are seen.
-create function meshaudit_private.begin_search(p_role text) returns meshaudit_private.search_start
+create function meshaudit_private.begin_search(p_role text, p_identity text) returns meshaudit_private.search_start
 language plpgsql volatile security definer set search_path = ''
 as $$
 declare
@@ -2429,16 +2559,19 @@ begin
       v_start.scopes := null;
     end if;
   end if;
+  v_start.names := meshaudit_private.names_of(p_identity);
   v_start.step := (select ('1 ' || s.partition_interval)::pg_catalog.interval from meshaudit_private.settings s);
   return v_start;
 end
 $$;
-revoke all on function meshaudit_private.begin_search(text) from public;
-grant execute on function meshaudit_private.begin_search(text) to meshaudit_auditor;
+revoke all on function meshaudit_private.begin_search(text, text) from public;
+grant execute on function meshaudit_private.begin_search(text, text) to meshaudit_auditor;
 
--- p_count is null while it is not known: the reading has only begun.
-create function meshaudit_private.note_reading(p_kind text, p_what text, p_count bigint, p_whole boolean, p_role text)
-returns boolean
+-- p_count is null while it is not known: the reading has only begun. p_what and p_more are what stands before and behind
+-- the identity.
+create function meshaudit_private.note_reading(
+  p_kind text, p_what text, p_identity text, p_more text, p_count bigint, p_whole boolean, p_role text
+) returns boolean
 language plpgsql volatile security definer set search_path = ''
 as $$
 begin
@@ -2447,27 +2580,32 @@ begin
       hint = 'entries is null for a reading that begins.';
   end if;
   perform meshaudit_private.record_reading(
-    pg_catalog.format('%s (%s): %s', p_kind, pg_catalog."left"(p_what, 440), coalesce(p_count || ' entries', 'begun'))
+    pg_catalog.format('%s (%s): %s', p_kind, pg_catalog."left"(pg_catalog.concat_ws(', ', nullif(p_what, ''),
+        'user_identity ' || meshaudit_private.told_as(p_identity), nullif(p_more, '')), 440),
+        coalesce(p_count || ' entries', 'begun'))
       || case when p_whole then '' else ', broken off' end,
     meshaudit_private.reading_outcome(p_role), p_role);
   return true;
 end
 $$;
-revoke all on function meshaudit_private.note_reading(text, text, bigint, boolean, text) from public;
-grant execute on function meshaudit_private.note_reading(text, text, bigint, boolean, text) to meshaudit_auditor;
+revoke all on function meshaudit_private.note_reading(text, text, text, text, bigint, boolean, text) from public;
+grant execute on function meshaudit_private.note_reading(text, text, text, text, bigint, boolean, text) to meshaudit_auditor;
 
 -- For programs that read more than a page: what they say stands in their caller's name. It hides nothing: a query of the
 -- view is recorded all the same.
-create function meshaudit.note_reading(kind text, filters text default '', entries bigint default null, whole boolean default true)
+create function meshaudit.note_reading(
+  kind text, filters text default '', entries bigint default null, whole boolean default true, user_identity text default null
+)
 returns void
 language sql volatile security invoker
 begin atomic
   select meshaudit_private.note_reading(
     case when note_reading.kind in ('export', 'stream') then note_reading.kind end, coalesce(note_reading.filters, ''),
+    note_reading.user_identity, null,
     note_reading.entries, coalesce(note_reading.whole, true), current_user);
 end;
-revoke all on function meshaudit.note_reading(text, text, bigint, boolean) from public;
-grant execute on function meshaudit.note_reading(text, text, bigint, boolean) to meshaudit_auditor;
+revoke all on function meshaudit.note_reading(text, text, bigint, boolean, text) from public;
+grant execute on function meshaudit.note_reading(text, text, bigint, boolean, text) to meshaudit_auditor;
 
 comment on type meshaudit_private.search_start is 'What a search needs to know of its caller and of the ledger.';
 comment on function meshaudit_private.record_reading(text, text, text) is
@@ -2477,10 +2615,10 @@ comment on function meshaudit_private.bypasses(text) is 'Whether row security do
 comment on function meshaudit_private.reading_outcome(text) is 'granted, or denied for a role that sees no scope.';
 comment on function meshaudit_private.search_token(text) is 'What a search shows to reading(): a nonce, and a keyed hash of it for this session.';
 comment on function meshaudit_private.is_search(text) is 'Whether a token was made by begin_search() in this session.';
-comment on function meshaudit_private.begin_search(text) is 'A search''s token, and the scopes that its caller sees: null is all.';
-comment on function meshaudit_private.note_reading(text, text, bigint, boolean, text) is 'Records a reading of a kind, and how many entries it showed.';
-comment on function meshaudit.note_reading(text, text, bigint, boolean) is
-  'Records that the caller begins to read more than a page of the log (kind: export or stream), or, with entries, how many it got; whole is false if it was broken off. Raises MA005 on another kind.';
+comment on function meshaudit_private.begin_search(text, text) is 'A search''s token, the scopes that its caller sees (null is all), and what the identity that it asks for is called.';
+comment on function meshaudit_private.note_reading(text, text, text, text, bigint, boolean, text) is 'Records a reading of a kind, and how many entries it showed.';
+comment on function meshaudit.note_reading(text, text, bigint, boolean, text) is
+  'Records that the caller begins to read more than a page of the log (kind: export or stream), or, with entries, how many it got; whole is false if it was broken off; user_identity is the identity that was filtered by, if any, told as its pseudonym where it has one. Raises MA005 on another kind.';
 
 -- sql/50_auditor_functions.sql
 
@@ -2655,7 +2793,7 @@ grant execute on function meshaudit.log_cursor(timestamptz, bigint) to meshaudit
 
 -- As the caller, who has no USAGE on this schema: it names nothing of it.
 create function meshaudit_private.search(
-  secret_id text, from_time timestamptz, to_time timestamptz, user_identity text, access_type text, operation text,
+  secret_id text, from_time timestamptz, to_time timestamptz, p_names text[], access_type text, operation text,
   outcome text, scope text, ip inet, after text, page_size int, p_token text, p_scopes text[], p_step interval
 ) returns setof meshaudit.audit_logs
 -- What the policy leaves of rows cannot be estimated: without this, reading all that match and sorting it looks cheaper than
@@ -2702,7 +2840,8 @@ begin
 
   v_query := 'select * from meshaudit.audit_logs l where l."timestamp" >= $2 and l."timestamp" < $3'
     || case when secret_id is not null then ' and l.secret_id = $1' else '' end
-    || case when user_identity is not null then ' and l.user_identity = $4' else '' end
+    || case when pg_catalog.cardinality(p_names) = 1 then ' and l.user_identity = ($4)[1]'
+       when p_names is not null then ' and l.user_identity = any ($4)' else '' end
     || case when access_type is not null then ' and l.access_type = $5' else '' end
     || case when operation is not null then ' and l.operation = $6' else '' end
     || case when outcome is not null then ' and l.outcome = $7' else '' end
@@ -2725,7 +2864,7 @@ begin
       v_lower := coalesce(from_time, '-infinity');
     end if;
     return query execute v_query
-      using secret_id, v_lower, v_upper, user_identity, access_type, operation, outcome, scope, ip, v_time, v_id, v_left, p_scopes;
+      using secret_id, v_lower, v_upper, p_names, access_type, operation, outcome, scope, ip, v_time, v_id, v_left, p_scopes;
     get diagnostics v_found = row_count;
     v_left := v_left - v_found;
     exit when v_left = 0 or i = 6 or v_lower = from_time;
@@ -2737,9 +2876,9 @@ begin
 end
 $$;
 revoke all on function meshaudit_private.search(
-  text, timestamptz, timestamptz, text, text, text, text, text, inet, text, int, text, text[], interval) from public;
+  text, timestamptz, timestamptz, text[], text, text, text, text, inet, text, int, text, text[], interval) from public;
 grant execute on function meshaudit_private.search(
-  text, timestamptz, timestamptz, text, text, text, text, text, inet, text, int, text, text[], interval) to meshaudit_auditor;
+  text, timestamptz, timestamptz, text[], text, text, text, text, inet, text, int, text, text[], interval) to meshaudit_auditor;
 
 create function meshaudit.search_audit_logs(
   secret_id text default null, from_time timestamptz default null, to_time timestamptz default null,
@@ -2751,10 +2890,10 @@ language sql volatile security invoker
 begin atomic
   with page as materialized (
     select r.*
-    from meshaudit_private.begin_search(current_user) b,
+    from meshaudit_private.begin_search(current_user, search_audit_logs.user_identity) b,
       lateral meshaudit_private.search(
         search_audit_logs.secret_id, search_audit_logs.from_time, search_audit_logs.to_time,
-        search_audit_logs.user_identity, search_audit_logs.access_type, search_audit_logs.operation,
+        b.names, search_audit_logs.access_type, search_audit_logs.operation,
         search_audit_logs.outcome, search_audit_logs.scope, search_audit_logs.ip, search_audit_logs.after,
         search_audit_logs.page_size, b.token, b.scopes, b.step) r
   )
@@ -2763,8 +2902,10 @@ begin atomic
     pg_catalog.concat_ws(', ',
       'secret_id ' || search_audit_logs.secret_id,
       'from ' || pg_catalog.to_char(search_audit_logs.from_time at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'),
-      'to ' || pg_catalog.to_char(search_audit_logs.to_time at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'),
-      'user_identity ' || search_audit_logs.user_identity, 'access_type ' || search_audit_logs.access_type,
+      'to ' || pg_catalog.to_char(search_audit_logs.to_time at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')),
+    search_audit_logs.user_identity,
+    pg_catalog.concat_ws(', ',
+      'access_type ' || search_audit_logs.access_type,
       'operation ' || search_audit_logs.operation, 'outcome ' || search_audit_logs.outcome,
       'scope ' || search_audit_logs.scope, 'ip ' || search_audit_logs.ip::text,
       'after ' || search_audit_logs.after),
@@ -2780,7 +2921,7 @@ comment on function meshaudit.search_audit_logs(
   text, timestamptz, timestamptz, text, text, text, text, text, inet, text, int) is
   'Searches the log, newest first, under the caller''s row security; recorded, with the number of entries shown. All filters optional and combined; from_time <= timestamp < to_time; ip may be a network; after is a cursor (meshaudit.log_cursor); page_size 1 to 1000. Raises MA005 on a bad filter.';
 comment on function meshaudit_private.search(
-  text, timestamptz, timestamptz, text, text, text, text, text, inet, text, int, text, text[], interval) is
+  text, timestamptz, timestamptz, text[], text, text, text, text, inet, text, int, text, text[], interval) is
   'A page of search_audit_logs(), for a token and scopes of begin_search().';
 
 -- sql/53_audit_log.sql
@@ -2804,11 +2945,11 @@ create function meshaudit.audit_log(id bigint) returns setof meshaudit.audit_log
 language sql volatile security invoker
 begin atomic
   with page as materialized (
-    select r.* from meshaudit_private.begin_search(current_user) b, lateral meshaudit_private.find(audit_log.id, b.token) r
+    select r.* from meshaudit_private.begin_search(current_user, null) b, lateral meshaudit_private.find(audit_log.id, b.token) r
   )
   select p.* from page p
   where (select meshaudit_private.note_reading(
-    'entry', coalesce(audit_log.id::text, ''), (select pg_catalog.count(*) from page), true, current_user));
+    'entry', coalesce(audit_log.id::text, ''), null, null, (select pg_catalog.count(*) from page), true, current_user));
 end;
 revoke all on function meshaudit.audit_log(bigint) from public;
 grant execute on function meshaudit.audit_log(bigint) to meshaudit_auditor;
@@ -4197,6 +4338,9 @@ begin
     insert into meshaudit_private.journal_seen as s (lsn, access_ids)
       select p_upto, pg_catalog.array_agg(e.access_id) from unnest(v_entries) e
       on conflict (lsn) do update set access_ids = s.access_ids || excluded.access_ids;
+    if meshaudit_private.erasable() then
+      v_entries := meshaudit_private.pseudonymous(v_entries);
+    end if;
   end if;
 
   if (select pg_catalog.bool_or(e.outcome = 'denied') from unnest(v_entries) e) then
@@ -7140,9 +7284,9 @@ begin
     where coalesce(k.from_time < p_to, true) and coalesce(k.to_time > p_from, true) order by k.hold
   loop
     execute pg_catalog.format('select exists (select from %s l
-        where ($1 is null or l.secret_id = $1) and ($2 is null or l.user_identity = $2) and ($3 is null or l.scope = $3)
+        where ($1 is null or l.secret_id = $1) and ($2 is null or l.user_identity = any ($2)) and ($3 is null or l.scope = $3)
           and ($4 is null or l."timestamp" >= $4) and ($5 is null or l."timestamp" < $5))', p_leaf)
-      into v_found using h.secret_id, h.user_identity, h.scope, h.from_time, h.to_time;
+      into v_found using h.secret_id, meshaudit_private.names_of(h.user_identity), h.scope, h.from_time, h.to_time;
     if v_found then
       return h.hold;
     end if;
@@ -7882,6 +8026,84 @@ comment on function meshaudit.retention_plan() is
   'One row a partition or archive: action keep, archive, keep archive, expire or expired; since or from when it is due; and detail, why it is kept. Raises MA001 to an auditor of a part of the log.';
 comment on function meshaudit_private.retention_status(text) is 'Rows of status() about retention.';
 
+-- sql/96_erasure.sql
+
+-- Looking behind a pseudonym, and destroying what is there.
+
+-- An identity as an entry about a search may have it.
+create function meshaudit_private.told_as(p_identity text) returns text
+language sql stable set search_path = ''
+as $$
+  select case
+    when not meshaudit_private.erasable() or p_identity ~ '^erasable:' or meshaudit_private.identity_kind(p_identity) = 'database'
+      then p_identity
+    else coalesce(nullif(pg_catalog.array_to_string((meshaudit_private.names_of(p_identity))[2:], ' '), ''), '(without a pseudonym)') end
+$$;
+
+create function meshaudit_private.identity_of(p_pseudonym text, p_role text) returns text
+language plpgsql volatile security definer set search_path = ''
+as $$
+declare
+  v_scopes constant pg_catalog.text[] := meshaudit_private.visible_scopes(p_role);
+  v_seen constant pg_catalog.bool := meshaudit_private.bypasses(p_role) or '*' = any (v_scopes) or exists (
+    select from meshaudit_private.ledger l where l.user_identity = p_pseudonym and l.scope = any (v_scopes));
+begin
+  perform meshaudit_private.record_reading(pg_catalog.concat('identity of ', p_pseudonym),
+    case when v_seen then 'granted' else 'denied' end, p_role);
+  return (
+    select i.identity from meshaudit_private.identities i
+    where v_seen and i.pseudonym = p_pseudonym and meshaudit_private.pseudonym(i.salt, i.identity) = i.pseudonym);
+end
+$$;
+revoke all on function meshaudit_private.identity_of(text, text) from public;
+grant execute on function meshaudit_private.identity_of(text, text) to meshaudit_auditor;
+
+create function meshaudit.identity_of(pseudonym text) returns text
+language sql volatile security invoker
+return meshaudit_private.identity_of(pseudonym, current_user);
+revoke all on function meshaudit.identity_of(text) from public;
+grant execute on function meshaudit.identity_of(text) to meshaudit_auditor;
+
+create function meshaudit.erase_identity(identity text, reason text) returns int
+language plpgsql volatile security definer set search_path = ''
+as $$
+declare
+  v_names constant pg_catalog.text[] := meshaudit_private.names_of(identity);
+  v_hold pg_catalog.int8;
+  v_pseudonym pg_catalog.text;
+  v_count pg_catalog.int4 := 0;
+begin
+  perform meshaudit_private.require_reason(reason);
+  if pg_catalog.strpos(reason, identity) > 0 then
+    perform meshaudit_private.refuse('MA005', 'the reason names the identity', 'It is recorded for good: give the number of the request.');
+  end if;
+  lock table meshaudit_private.holds in share mode;
+  -- what a hold matches otherwise may be this identity's
+  select h.hold into v_hold from meshaudit_private.holds h
+    where h.user_identity is null or h.user_identity = any (v_names) order by h.hold limit 1;
+  if v_hold is not null then
+    perform meshaudit_private.refuse('MA005', pg_catalog.format('legal hold %s may be on entries of this identity', v_hold),
+      'An auditor lifts it: select meshaudit.lift_hold(…).');
+  end if;
+  for v_pseudonym in
+    delete from meshaudit_private.identities i where i.identity = erase_identity.identity returning i.pseudonym
+  loop
+    insert into meshaudit_private.ledger (secret_id, access_type, operation, outcome, secret_table, scope)
+      values (pg_catalog.concat(v_pseudonym, ': ', reason), 'write', 'delete', 'granted', 'meshaudit.identities', '*');
+    v_count := v_count + 1;
+  end loop;
+  return v_count;
+end
+$$;
+revoke all on function meshaudit.erase_identity(text, text) from public;
+
+comment on function meshaudit_private.told_as(text) is 'An identity as an entry about a search may have it.';
+comment on function meshaudit_private.identity_of(text, text) is 'meshaudit.identity_of(), for a role.';
+comment on function meshaudit.identity_of(text) is
+  'The identity behind a pseudonym, to an auditor who may see one of its entries; null if it was erased, or is none. Recorded as a read of meshaudit.audit_logs.';
+comment on function meshaudit.erase_identity(text, text) is
+  'Destroys what joins an identity with its pseudonyms; returns how many there were. Recorded as a delete of meshaudit.identities for each, which names the pseudonym and the reason, not the identity. Raises MA005 under a legal hold that may be on its entries, and if the reason names it.';
+
 -- sql/98_publish_feed.sql
 
 -- Adds the feed to supabase_realtime where that is there, as the installer, while it is a member of the owner.
@@ -7915,7 +8137,7 @@ begin
     execute format('grant usage on schema meshaudit to %I', v_installer);
     execute format('grant execute on function meshaudit.grant_auditor(text, text), meshaudit.revoke_auditor(text, text),
       meshaudit.set_setting(text, text), meshaudit.publish_feed(),
-      meshaudit.set_retention(text, interval, interval), meshaudit.remove_retention(text),
+      meshaudit.set_retention(text, interval, interval), meshaudit.remove_retention(text), meshaudit.erase_identity(text, text),
       meshaudit.add_webhook(text, text), meshaudit.remove_webhook(int),
       meshaudit.set_alert_rule(text, boolean, bigint, interval, interval, text, text, time, time, int[]) to %I', v_installer);
   end if;

@@ -29,7 +29,8 @@ begin
       'checkpoint', 'maintain', 'status', 'schema_version', 'protect', 'unprotect',
       'feed', 'feed_range', 'acknowledge_alert', 'set_alert_rule', 'retire_partition', 'restore_entries',
       'restore_partition', 'retirements', 'partitions', 'place_hold', 'lift_hold', 'holds',
-      'set_retention', 'remove_retention', 'retention_policies', 'retention_plan', 'expire_archive', 'expiries']) n
+      'set_retention', 'remove_retention', 'retention_policies', 'retention_plan', 'expire_archive', 'expiries',
+      'identity_of', 'erase_identity']) n
     where not exists (
       select from pg_proc p
       where p.proname = n and p.pronamespace = (select s.oid from pg_namespace s where s.nspname = 'meshaudit')

@@ -1,0 +1,88 @@
+-- Pseudonyms in place of identities that a gateway or the caller itself gives (docs/adr/0013-erasure.md).
+--
+-- Invariants
+--   * off: erasable() is a constant in the plans of those who ask it, and logins without claims never do;
+--   * the journal has the plain identity, so that a ROLLBACK, which takes the mapping's row with it, hides nobody: the
+--     sealer maps it;
+--   * who may do what is decided by the plain identity.
+
+create function meshaudit_private.erasable() returns boolean
+language sql stable parallel safe
+return false;
+
+create function meshaudit_private.note_erasable() returns trigger
+language plpgsql volatile set search_path = ''
+as $$
+begin
+  execute pg_catalog.format(
+    'create or replace function meshaudit_private.erasable() returns boolean language sql stable parallel safe return %s',
+    new.erasable_identities::pg_catalog.text);
+  return null;
+end
+$$;
+create trigger note_erasable after update of erasable_identities on meshaudit_private.settings
+  for each row execute function meshaudit_private.note_erasable();
+alter table meshaudit_private.settings enable always trigger note_erasable;
+
+create function meshaudit_private.pseudonym(p_salt bytea, p_identity text) returns text
+language sql immutable parallel safe
+return 'erasable:' || pg_catalog.encode(pg_catalog.substr(
+  pg_catalog.sha256(p_salt || pg_catalog.convert_to(p_identity, 'UTF8')), 1, 20), 'hex');
+
+-- SERIALIZABLE: to look first would conflict with whoever adds one.
+create function meshaudit_private.pseudonym_of(p_identity text) returns text
+language plpgsql volatile set search_path = ''
+as $$
+declare
+  v_pseudonym pg_catalog.text;
+  v_salt pg_catalog.bytea;
+begin
+  if p_identity is null then
+    return null;
+  end if;
+  if pg_catalog.current_setting('transaction_isolation') <> 'serializable' then
+    select i.pseudonym into v_pseudonym from meshaudit_private.identities i where i.identity = p_identity
+      order by i.made_at limit 1;
+  end if;
+  if v_pseudonym is null then
+    v_salt := pg_catalog.sha256(pg_catalog.uuid_send(pg_catalog.gen_random_uuid()) || pg_catalog.uuid_send(pg_catalog.gen_random_uuid()));
+    v_pseudonym := meshaudit_private.pseudonym(v_salt, p_identity);
+    insert into meshaudit_private.identities (pseudonym, identity, salt) values (v_pseudonym, p_identity, v_salt);
+  end if;
+  return v_pseudonym;
+end
+$$;
+
+-- All that an identity is called in the log.
+create function meshaudit_private.names_of(p_identity text) returns text[]
+language sql stable set search_path = ''
+as $$
+  select p_identity || array(select i.pseudonym from meshaudit_private.identities i where i.identity = p_identity order by i.made_at)
+  where p_identity is not null
+$$;
+
+-- Entries of the journal's records, with pseudonyms.
+create function meshaudit_private.pseudonymous(p_entries meshaudit_private.ledger[]) returns meshaudit_private.ledger[]
+language plpgsql volatile set search_path = ''
+as $$
+declare
+  e meshaudit_private.ledger;
+  v_entries meshaudit_private.ledger[];
+begin
+  foreach e in array p_entries loop
+    if e.identity_source = 'jwt' then
+      e.user_identity := meshaudit_private.pseudonym_of(e.user_identity);
+    end if;
+    e.claimed_identity := meshaudit_private.pseudonym_of(e.claimed_identity);
+    v_entries := v_entries || e;
+  end loop;
+  return v_entries;
+end
+$$;
+
+comment on function meshaudit_private.erasable() is 'Setting erasable_identities.';
+comment on function meshaudit_private.note_erasable() is 'Keeps erasable() true to the setting.';
+comment on function meshaudit_private.pseudonym(bytea, text) is 'The pseudonym that a salt and an identity make.';
+comment on function meshaudit_private.pseudonym_of(text) is 'An identity''s pseudonym, made if there is none; waits for nobody.';
+comment on function meshaudit_private.names_of(text) is 'An identity and its pseudonyms.';
+comment on function meshaudit_private.pseudonymous(meshaudit_private.ledger[]) is 'Entries with pseudonyms instead of identities.';
