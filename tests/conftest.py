@@ -35,6 +35,8 @@ OPTIONAL_TOOLS = ("sqitch", "pgbouncer", "faketime")
 def pytest_configure() -> None:
     # Only an exception lets fixtures stop their servers.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    # A shell's background job ignores it, and so would the programs that tests interrupt.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_report_header() -> list[str]:
