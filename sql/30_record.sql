@@ -1,9 +1,27 @@
--- Recording many accesses at once. (One access is one INSERT into the ledger: 11_ledger.sql.)
---
--- The first entry goes the ordinary way: it takes the lane and says who calls. The others are chained to it here and
--- inserted in one statement, because a row trigger costs more than all the rest of an entry. The cost of an entry does
--- not grow with their number. (unnest() gives its rows in order, and nothing here reorders them.)
+-- Recording accesses that were granted. (The vault's own reads are written out, for speed: 40_vault_functions.sql.)
 
+-- One: in the journal alone, as it is asked for and as READ ONLY demands, or as one INSERT into the ledger (11_ledger.sql).
+create function meshaudit_private.record_access(
+  p_operation text, p_secret_id text, p_secret_table text, p_scope text, p_role text, p_journal boolean
+) returns void
+language plpgsql volatile parallel unsafe set search_path = ''
+as $$
+begin
+  if p_journal or pg_catalog.current_setting('transaction_read_only') = 'on' then
+    if not meshaudit_private.journal_access(p_operation, 'granted', p_secret_id, p_secret_table, p_scope, p_role) then
+      perform meshaudit_private.refuse_unrecorded();
+    end if;
+  else
+    insert into meshaudit_private.ledger (secret_id, access_type, operation, outcome, secret_table, scope, db_role)
+      values (p_secret_id, (case p_operation when 'read' then 'read' else 'write' end), p_operation, 'granted',
+        p_secret_table, p_scope, p_role);
+  end if;
+end
+$$;
+
+-- Many at once, in the ledger: the first goes the ordinary way, takes the lane and says who calls. The others are chained
+-- to it here and inserted in one statement, because a row trigger costs more than all the rest of an entry. The cost of an
+-- entry does not grow with their number. (unnest() gives its rows in order, and nothing here reorders them.)
 create function meshaudit_private.record_accesses(
   p_operation text, p_outcome text, p_secret_ids text[], p_secret_table text, p_scopes text[], p_role name
 ) returns void
@@ -73,5 +91,7 @@ begin
 end
 $$;
 
+comment on function meshaudit_private.record_access(text, text, text, text, text, boolean) is
+  'Records one access that was granted. Raises MA002 if it cannot.';
 comment on function meshaudit_private.record_accesses(text, text, text[], text, text[], name) is
   'Writes an entry for each secret, in one statement; raises if it cannot. p_secret_ids and p_scopes run in parallel; p_role is who called.';

@@ -26,11 +26,7 @@ begin
   if p_scope <> '*' then
     execute pg_catalog.format('select exists (select from only %s l where l.scope = $1)', p_leaf) into v_found using p_scope;
   else
-    execute pg_catalog.format('with recursive s (scope) as (
-        (select l.scope from only %1$s l order by l.scope limit 1)
-        union all
-        select (select l.scope from only %1$s l where l.scope > s.scope order by l.scope limit 1) from s where s.scope is not null)
-      select exists (select from s where s.scope is not null and s.scope <> all ($1))', p_leaf) into v_found using p_others;
+    v_found := exists (select from unnest(meshaudit_private.scopes_of(p_leaf)) s where s <> all (p_others));
   end if;
   return v_found;
 end

@@ -27,7 +27,7 @@ create table meshaudit_private.reveal_key (
   singleton boolean primary key default true check (singleton),
   key bytea not null
 );
-comment on table meshaudit_private.reveal_key is 'Signs what record_reveal() remembers.';
+comment on table meshaudit_private.reveal_key is 'Signs what a session remembers of the row that it was shown last.';
 alter table meshaudit_private.reveal_key enable row level security;
 insert into meshaudit_private.reveal_key (key)
   values (sha256(uuid_send(gen_random_uuid()) || uuid_send(gen_random_uuid()) || uuid_send(gen_random_uuid())));

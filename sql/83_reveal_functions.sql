@@ -94,7 +94,8 @@ begin
   select k.key into v_key from meshaudit_private.reveal_key k;
   v_mark := meshaudit_private.reveal_mark(v_key, %2$L, v_id, $%7$s, $%1$s);
   if pg_catalog.current_setting('meshaudit.revealed', true) is distinct from v_mark then
-    perform meshaudit_private.record_reveal(%2$L, v_id, v_mark, %4$s, $%5$s, %6$L);
+    perform meshaudit_private.record_access('read', v_id, %2$L, %4$s, $%5$s, %6$L);
+    perform pg_catalog.set_config('meshaudit.revealed', v_mark, true);
   end if;
   return $1;
 end

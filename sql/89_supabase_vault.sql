@@ -60,14 +60,7 @@ begin
   if v_found is null then
     perform meshaudit_private.no_such_vault_secret('read', p_id, p_role);
   end if;
-  if pg_catalog.current_setting('transaction_read_only') = 'on' or meshaudit_private.vault_in_journal() then
-    if not meshaudit_private.journal_access('read', 'granted', p_id::pg_catalog.text, 'vault.secrets', '', p_role) then
-      perform meshaudit_private.refuse_unrecorded();
-    end if;
-  else
-    insert into meshaudit_private.ledger (secret_id, operation, outcome, secret_table, scope, db_role)
-      values (p_id, 'read', 'granted', 'vault.secrets', '', p_role);
-  end if;
+  perform meshaudit_private.record_access('read', p_id::pg_catalog.text, 'vault.secrets', '', p_role, meshaudit_private.vault_in_journal());
   return v_value;
 end
 $$;

@@ -2034,12 +2034,30 @@ comment on function meshaudit_private.journal_accesses(text, text[], text, text[
 
 -- sql/30_record.sql
 
--- Recording many accesses at once. (One access is one INSERT into the ledger: 11_ledger.sql.)
---
--- The first entry goes the ordinary way: it takes the lane and says who calls. The others are chained to it here and
--- inserted in one statement, because a row trigger costs more than all the rest of an entry. The cost of an entry does
--- not grow with their number. (unnest() gives its rows in order, and nothing here reorders them.)
+-- Recording accesses that were granted. (The vault's own reads are written out, for speed: 40_vault_functions.sql.)
 
+-- One: in the journal alone, as it is asked for and as READ ONLY demands, or as one INSERT into the ledger (11_ledger.sql).
+create function meshaudit_private.record_access(
+  p_operation text, p_secret_id text, p_secret_table text, p_scope text, p_role text, p_journal boolean
+) returns void
+language plpgsql volatile parallel unsafe set search_path = ''
+as $$
+begin
+  if p_journal or pg_catalog.current_setting('transaction_read_only') = 'on' then
+    if not meshaudit_private.journal_access(p_operation, 'granted', p_secret_id, p_secret_table, p_scope, p_role) then
+      perform meshaudit_private.refuse_unrecorded();
+    end if;
+  else
+    insert into meshaudit_private.ledger (secret_id, access_type, operation, outcome, secret_table, scope, db_role)
+      values (p_secret_id, (case p_operation when 'read' then 'read' else 'write' end), p_operation, 'granted',
+        p_secret_table, p_scope, p_role);
+  end if;
+end
+$$;
+
+-- Many at once, in the ledger: the first goes the ordinary way, takes the lane and says who calls. The others are chained
+-- to it here and inserted in one statement, because a row trigger costs more than all the rest of an entry. The cost of an
+-- entry does not grow with their number. (unnest() gives its rows in order, and nothing here reorders them.)
 create function meshaudit_private.record_accesses(
   p_operation text, p_outcome text, p_secret_ids text[], p_secret_table text, p_scopes text[], p_role name
 ) returns void
@@ -2109,6 +2127,8 @@ begin
 end
 $$;
 
+comment on function meshaudit_private.record_access(text, text, text, text, text, boolean) is
+  'Records one access that was granted. Raises MA002 if it cannot.';
 comment on function meshaudit_private.record_accesses(text, text, text[], text, text[], name) is
   'Writes an entry for each secret, in one statement; raises if it cannot. p_secret_ids and p_scopes run in parallel; p_role is who called.';
 
@@ -3158,11 +3178,7 @@ begin
   if p_scope <> '*' then
     execute pg_catalog.format('select exists (select from only %s l where l.scope = $1)', p_leaf) into v_found using p_scope;
   else
-    execute pg_catalog.format('with recursive s (scope) as (
-        (select l.scope from only %1$s l order by l.scope limit 1)
-        union all
-        select (select l.scope from only %1$s l where l.scope > s.scope order by l.scope limit 1) from s where s.scope is not null)
-      select exists (select from s where s.scope is not null and s.scope <> all ($1))', p_leaf) into v_found using p_others;
+    v_found := exists (select from unnest(meshaudit_private.scopes_of(p_leaf)) s where s <> all (p_others));
   end if;
   return v_found;
 end
@@ -3344,7 +3360,9 @@ begin
       values (p_method, (meshaudit_private.session_caller()).user_identity, p_entries, p_total, p_problems,
         meshaudit_private.clean(p_first, 500), case when p_problems is not null then pg_catalog.clock_timestamp() end)
       returning verification_id into v_id;
-    delete from meshaudit_private.verifications v where v.verification_id <= v_id - 1000;
+    -- a failure that no alert has told of yet is not pushed out
+    delete from meshaudit_private.verifications v
+      where v.verification_id <= v_id - 1000 and (v.told or coalesce(v.problems, 0) = 0);
     return v_id;
   end if;
   update meshaudit_private.verifications v set
@@ -5558,7 +5576,7 @@ create table meshaudit_private.reveal_key (
   singleton boolean primary key default true check (singleton),
   key bytea not null
 );
-comment on table meshaudit_private.reveal_key is 'Signs what record_reveal() remembers.';
+comment on table meshaudit_private.reveal_key is 'Signs what a session remembers of the row that it was shown last.';
 alter table meshaudit_private.reveal_key enable row level security;
 insert into meshaudit_private.reveal_key (key)
   values (sha256(uuid_send(gen_random_uuid()) || uuid_send(gen_random_uuid()) || uuid_send(gen_random_uuid())));
@@ -5648,7 +5666,7 @@ end
 $$;
 comment on function meshaudit_private.feed_status() is 'The feed''s checks for meshaudit.status().';
 
--- sql/81_record_reveal.sql
+-- sql/81_record_protected.sql
 
 -- Recording the reads and writes of a protected table.
 
@@ -5664,25 +5682,6 @@ return pg_catalog.encode(pg_catalog.sha256(p_key || pg_catalog.timestamptz_send(
   || pg_catalog.xidsend(p_xmin) || pg_catalog.tidsend(p_ctid)
   || pg_catalog.convert_to(p_secret_table || ' ' || p_secret_id, 'UTF8')), 'hex');
 
--- Records that a value is about to be revealed.
-create function meshaudit_private.record_reveal(
-  p_secret_table text, p_secret_id text, p_mark text, p_scope text, p_role name, p_journal boolean
-) returns void
-language plpgsql volatile parallel unsafe set search_path = ''
-as $$
-begin
-  if p_journal or pg_catalog.current_setting('transaction_read_only') = 'on' then
-    if not meshaudit_private.journal_access('read', 'granted', p_secret_id, p_secret_table, p_scope, p_role) then
-      perform meshaudit_private.refuse_unrecorded();
-    end if;
-  else
-    insert into meshaudit_private.ledger (secret_id, operation, outcome, secret_table, scope, db_role)
-      values (p_secret_id, 'read', 'granted', p_secret_table, p_scope, p_role);
-  end if;
-  perform pg_catalog.set_config('meshaudit.revealed', p_mark, true);
-end
-$$;
-
 create function meshaudit_private.record_writes(
   p_operation text, p_secret_ids text[], p_secret_table text, p_scopes text[], p_journal boolean
 ) returns void
@@ -5695,15 +5694,10 @@ declare
 begin
   if p_secret_ids is null then
     return;
-  elsif p_journal and pg_catalog.cardinality(p_secret_ids) = 1 then
-    if not meshaudit_private.journal_access(p_operation, 'granted', p_secret_ids[1], p_secret_table, p_scopes[1], v_role) then
-      perform meshaudit_private.refuse_unrecorded();
-    end if;
+  elsif pg_catalog.cardinality(p_secret_ids) = 1 then
+    perform meshaudit_private.record_access(p_operation, p_secret_ids[1], p_secret_table, p_scopes[1], v_role, p_journal);
   elsif p_journal then
     perform meshaudit_private.journal_accesses(p_operation, p_secret_ids, p_secret_table, p_scopes, v_role);
-  elsif pg_catalog.cardinality(p_secret_ids) = 1 then
-    insert into meshaudit_private.ledger (secret_id, access_type, operation, outcome, secret_table, scope, db_role)
-      values (p_secret_ids[1], 'write', p_operation, 'granted', p_secret_table, p_scopes[1], v_role);
   else
     perform meshaudit_private.record_accesses(p_operation, 'granted', p_secret_ids, p_secret_table, p_scopes, v_role);
   end if;
@@ -5712,8 +5706,6 @@ $$;
 
 comment on function meshaudit_private.reveal_mark(bytea, text, text, xid, tid) is
   'What is remembered of a row that is revealed: a MAC over transaction, statement, backend, row and its version.';
-comment on function meshaudit_private.record_reveal(text, text, text, text, name, boolean) is
-  'Records a read of a protected row, and remembers its mark. Raises MA002 if it cannot.';
 comment on function meshaudit_private.record_writes(text, text[], text, text[], boolean) is
   'Records the writes of a statement on a protected table. Raises MA002 if it cannot.';
 
@@ -6019,7 +6011,8 @@ begin
   select k.key into v_key from meshaudit_private.reveal_key k;
   v_mark := meshaudit_private.reveal_mark(v_key, %2$L, v_id, $%7$s, $%1$s);
   if pg_catalog.current_setting('meshaudit.revealed', true) is distinct from v_mark then
-    perform meshaudit_private.record_reveal(%2$L, v_id, v_mark, %4$s, $%5$s, %6$L);
+    perform meshaudit_private.record_access('read', v_id, %2$L, %4$s, $%5$s, %6$L);
+    perform pg_catalog.set_config('meshaudit.revealed', v_mark, true);
   end if;
   return $1;
 end
@@ -7090,14 +7083,7 @@ begin
   if v_found is null then
     perform meshaudit_private.no_such_vault_secret('read', p_id, p_role);
   end if;
-  if pg_catalog.current_setting('transaction_read_only') = 'on' or meshaudit_private.vault_in_journal() then
-    if not meshaudit_private.journal_access('read', 'granted', p_id::pg_catalog.text, 'vault.secrets', '', p_role) then
-      perform meshaudit_private.refuse_unrecorded();
-    end if;
-  else
-    insert into meshaudit_private.ledger (secret_id, operation, outcome, secret_table, scope, db_role)
-      values (p_id, 'read', 'granted', 'vault.secrets', '', p_role);
-  end if;
+  perform meshaudit_private.record_access('read', p_id::pg_catalog.text, 'vault.secrets', '', p_role, meshaudit_private.vault_in_journal());
   return v_value;
 end
 $$;
