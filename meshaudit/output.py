@@ -200,6 +200,16 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
         print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
 
 
+def records(rows: Sequence[Mapping[str, Any]], *, as_json: bool, none: str) -> None:
+    """Rows of the same columns, as JSON or as a table; `none` is what is said of no rows."""
+    if as_json:
+        dump(rows)
+    elif rows:
+        table(tuple(rows[0]), [tuple("" if v is None else str(v) for v in row.values()) for row in rows])
+    else:
+        print(none)
+
+
 def note(text: str) -> None:
     """A remark that is not the result: on stderr, so that stdout stays clean."""
     print(printable(text), file=sys.stderr)

@@ -177,11 +177,4 @@ def _say(context: typer.Context, as_json: bool, value: dict[str, Any], text: str
 
 
 def _rows(context: typer.Context, as_json: bool, rows: list[dict[str, Any]]) -> None:
-    if wants_json(context, as_json):
-        output.dump(rows)
-    elif rows:
-        output.table(
-            tuple(rows[0]), [tuple("" if v is None else str(v) for v in row.values()) for row in rows]
-        )
-    else:
-        print("none")
+    output.records(rows, as_json=wants_json(context, as_json), none="none")

@@ -73,12 +73,7 @@ def restore(
 
 
 def _tell(context: typer.Context, as_json: bool, rows: list[dict[str, object]]) -> None:
-    if wants_json(context, as_json):
-        output.dump(rows)
-    elif rows:
-        output.table(tuple(rows[0]), [tuple(str(value or "") for value in row.values()) for row in rows])
-    else:
-        print("nothing to archive")
+    output.records(rows, as_json=wants_json(context, as_json), none="nothing to archive")
 
 
 @contextlib.contextmanager

@@ -74,11 +74,4 @@ def list_holds(context: typer.Context, database: Dsn = None, as_json: Json = Fal
         require_current(conn)
         found = retention.holds(conn)
     rows = [output.plain(hold._asdict()) for hold in found]
-    if wants_json(context, as_json):
-        output.dump(rows)
-    elif rows:
-        output.table(
-            tuple(rows[0]), [tuple(str(v) if v is not None else "" for v in r.values()) for r in rows]
-        )
-    else:
-        print("no holds")
+    output.records(rows, as_json=wants_json(context, as_json), none="no holds")

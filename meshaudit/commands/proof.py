@@ -18,6 +18,7 @@ from meshaudit.verifications import Recorder
 from meshaudit.version import require_current
 
 if TYPE_CHECKING:
+    from meshaudit.archive_faults import Fault
     from meshaudit.archive_verify import Archives, Manifest
 
 ALTERED = 1
@@ -103,41 +104,7 @@ def verify(
                 (_described(p) for p in problems), next((f"{f.file}: {f.problem}" for f in faults), None)
             )
             recorder.end(conn, report.entries, len(problems) + len(faults), first)
-    if wants_json(context, as_json):
-        found = {
-            "intact": not problems and not faults,
-            "entries": report.entries,
-            "lanes": report.lanes,
-            "problems": [problem._asdict() for problem in problems],
-        }
-        if report.retired or archives is not None:
-            found |= {
-                "retired": report.retired,
-                "archived": archives.entries if archives is not None else None,
-                "expired": sum(m.entries for m in expired) if archives is not None else None,
-                "unproved": report.unproved,
-                "archive_faults": [fault._asdict() for fault in faults],
-            }
-        output.dump(found)
-    elif problems or faults:
-        for fault in faults:
-            print(output.printable(f"altered: {fault.file}: {fault.problem}"))
-        if problems:
-            print(f"altered: {_described(problems[0])}")
-            print(f"{_count(len(problems), 'problem', 'problems')} in {_entries(report.entries)}")
-    else:
-        print(f"intact: {_entries(report.entries)}, every hash and every link")
-        if archives is not None:
-            count = len(archives.manifests) - len(expired)
-            print(f"and {_entries(archives.entries)} in {count} archives: one history")
-            _tell_expired(expired)
-        elif report.retired:
-            print(f"{_entries(report.retired)} more are retired; --archive verifies them too")
-        if held is not None and report.unproved:
-            where = "archives that have expired" if expired else "an archive; --archive compares them too"
-            print(f"{report.unproved} of the checkpoint's lanes end in {where}")
-        elif held is not None:
-            print(f"of the checkpoint's {_entries(held.entries)} none has gone or changed")
+    _tell(report, archives, expired, faults, held, wants_json(context, as_json))
     if problems or faults:
         sys.stdout.flush()  # before the exit code says that it was told
         raise typer.Exit(ALTERED)
@@ -177,6 +144,53 @@ def _archives(place: str, held: verifier.Checkpoint | None) -> "Archives":
     with _progress() as progress:
         found: Archives = verify_archives(place, wanted, progress or (lambda done, total: None))
     return found
+
+
+def _tell(
+    report: verifier.Report,
+    archives: "Archives | None",
+    expired: "list[Manifest]",
+    faults: "list[Fault]",
+    held: verifier.Checkpoint | None,
+    as_json: bool,
+) -> None:
+    """What the database says, and archives beside it."""
+    problems = report.problems
+    if as_json:
+        found = {
+            "intact": not problems and not faults,
+            "entries": report.entries,
+            "lanes": report.lanes,
+            "problems": [problem._asdict() for problem in problems],
+        }
+        if report.retired or archives is not None:
+            found |= {
+                "retired": report.retired,
+                "archived": archives.entries if archives is not None else None,
+                "expired": sum(m.entries for m in expired) if archives is not None else None,
+                "unproved": report.unproved,
+                "archive_faults": [fault._asdict() for fault in faults],
+            }
+        output.dump(found)
+    elif problems or faults:
+        for fault in faults:
+            print(output.printable(f"altered: {fault.file}: {fault.problem}"))
+        if problems:
+            print(f"altered: {_described(problems[0])}")
+            print(f"{_count(len(problems), 'problem', 'problems')} in {_entries(report.entries)}")
+    else:
+        print(f"intact: {_entries(report.entries)}, every hash and every link")
+        if archives is not None:
+            count = len(archives.manifests) - len(expired)
+            print(f"and {_entries(archives.entries)} in {count} archives: one history")
+            _tell_expired(expired)
+        elif report.retired:
+            print(f"{_entries(report.retired)} more are retired; --archive verifies them too")
+        if held is not None and report.unproved:
+            where = "archives that have expired" if expired else "an archive; --archive compares them too"
+            print(f"{report.unproved} of the checkpoint's lanes end in {where}")
+        elif held is not None:
+            print(f"of the checkpoint's {_entries(held.entries)} none has gone or changed")
 
 
 def _tell_archives(archives: "Archives", expired: "list[Manifest]", as_json: bool) -> None:

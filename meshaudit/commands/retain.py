@@ -60,14 +60,7 @@ def retain(
                 else:
                     elsewhere.append(step.partition)
             rows = [_row(step, _outcome(step, gone, elsewhere)) for step in steps]
-    if wants_json(context, as_json):
-        output.dump(rows)
-    elif rows:
-        output.table(
-            tuple(rows[0]), [tuple(str(v) if v is not None else "" for v in r.values()) for r in rows]
-        )
-    else:
-        print("nothing to retain")
+    output.records(rows, as_json=wants_json(context, as_json), none="nothing to retain")
     if elsewhere:
         raise BadArgument(
             f"expired, but not in {to}, and so not deleted: {', '.join(elsewhere)}",
@@ -102,24 +95,11 @@ def listing(context: typer.Context, database: Dsn = None, as_json: Json = False)
     with db.connect(dsn(context, database)) as conn:
         require_current(conn)
         found = retention.policies(conn)
+    as_data = wants_json(context, as_json)
     rows = [output.plain(policy._asdict()) for policy in found]
-    if wants_json(context, as_json):
-        output.dump(rows)
-    elif rows:
-        output.table(
-            tuple(rows[0]),
-            [
-                (
-                    *(
-                        str(v or "")
-                        for v in (r | {"keep_in_archive": r["keep_in_archive"] or "for ever"}).values()
-                    ),
-                )
-                for r in rows
-            ],
-        )
-    else:
-        print("no policies: everything stays")
+    if not as_data:
+        rows = [row | {"keep_in_archive": row["keep_in_archive"] or "for ever"} for row in rows]
+    output.records(rows, as_json=as_data, none="no policies: everything stays")
 
 
 @app.command(name="set")
