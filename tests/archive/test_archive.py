@@ -4,7 +4,6 @@ import json
 import random
 import shutil
 import threading
-from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -14,87 +13,22 @@ import pyarrow.parquet as pq
 import pytest
 
 from meshaudit.archive import job
-from meshaudit.archive.restore import _rows
 from meshaudit.archive_rows import read
 from meshaudit.checkpoint import parse_checkpoint, take_checkpoint
-from meshaudit.faults import order
-from meshaudit.verify import Problem, verify
+from meshaudit.verify import verify
 from tests.archive.damage import unfound
-from tests.archive.history import guards, load, partitions
+from tests.archive.history import guards, partitions
 from tests.archive.killing import kill_and_rerun
 from tests.archive.restore_by_hand import restore
-from tests.cli_support import fails, ok, ok_json, run
-from tests.flavours import Templates
-from tests.support import Db
-
-ROWS, MONTHS = 600, 3
-SOON = "2999-01-01"
-
-
-@pytest.fixture
-def past(db: Db) -> Db:
-    """A ledger with three months behind it."""
-    load(db.su, months=MONTHS, rows=ROWS)
-    return db
-
-
-QUESTIONS: tuple[tuple[str, ...], ...] = (
-    (),
-    ("--operation", "update"),
-    ("--access-type", "write", "--outcome", "granted"),
-    ("--scope", "project7"),
-    ("--user-identity", "service_0"),
-    ("--ip", "10.0.0.0/24"),
-    ("--ip", "2001:db8::/32"),
-    ("--secret-id", "none"),
+from tests.archive.support import (
+    MONTHS,
+    ROWS,
+    SOON,
+    everything,
+    found,
 )
-
-
-@pytest.fixture(scope="module")
-def kept(template: Templates, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Any, Db, Path]]:
-    """What searches answered before all was archived; the database; the archive."""
-    db = template.clone("superuser")
-    try:
-        load(db.su, months=MONTHS, rows=ROWS)
-        answers = {
-            question: accesses(ok("logs", "--format", "json", "--limit", "0", *question, dsn=db.dsn()))
-            for question in QUESTIONS
-        }
-        place = tmp_path_factory.mktemp("archive")
-        ok("archive", "--to", str(place), "--before", SOON, dsn=db.dsn())
-        yield answers, db, place
-    finally:
-        db.drop()
-
-
-@pytest.fixture(scope="module")
-def archived(template: Templates, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Db, Path]]:
-    """One whose past has been retired, for tests that do no harm."""
-    db = template.clone("superuser")
-    try:
-        load(db.su, months=MONTHS, rows=ROWS)
-        place = tmp_path_factory.mktemp("archive")
-        ok("archive", "--to", str(place), "--before", SOON, dsn=db.dsn())
-        yield db, place
-    finally:
-        db.drop()
-
-
-def accesses(text: str) -> list[Any]:
-    """Of what a search printed, what is not about the log itself."""
-    return [row for row in json.loads(text) if row["secret_table"] == "meshaudit.secrets"]
-
-
-def found(db: Db) -> list[Problem]:
-    """What both verifiers find; but for retirements without an entry they agree."""
-    inside = sorted((Problem(*row) for row in db.su.execute("select * from meshaudit.verify()")), key=order)
-    outside = verify(db.su).problems
-    assert inside == outside
-    return outside
-
-
-def everything(db: Db) -> list[Any]:
-    return db.su.execute('select * from meshaudit.audit_logs order by lane, seq, "timestamp"').fetchall()
+from tests.cli_support import fails, ok, ok_json, run
+from tests.support import Db
 
 
 def test_what_is_archived_is_what_was_there(past: Db, tmp_path: Path) -> None:
@@ -391,76 +325,6 @@ def test_what_cannot_be_checked(archived: tuple[Db, Path], tmp_path: Path) -> No
     assert "not a directory" in fails(
         "archive", "--to", str(tmp_path / "file"), "--before", SOON, dsn=archived[0].dsn()
     )
-
-
-def test_restored(past: Db, tmp_path: Path) -> None:
-    before = everything(past)
-    place = str(tmp_path)
-    name = partitions(past.su, "ready")[1]
-    ok("archive", "--to", place, "--before", SOON, dsn=past.dsn())
-    operator = past.role("op", "meshaudit_operator")
-    ok("restore", place, "--partition", name, dsn=past.dsn(operator))
-    assert found(past) == []
-    now = everything(past)
-    assert [row for row in now if row in before] == [row for row in before if row in now]
-    table = pq.read_table(tmp_path / f"{name}.parquet")
-    assert len([row for row in now if row in before]) == len(table)
-    assert "is retired" in fails("restore", place, "--partition", name, dsn=past.dsn(operator))
-    last = past.su.execute(
-        "select db_user, operation, secret_id from meshaudit.audit_logs order by id"
-    ).fetchall()
-    assert last[-1][:2] == (operator, "create")
-    assert last[-1][2].startswith(f"{name} ")
-    # verified beside the archive, and retired again to the same one
-    ok("verify", "--archive", place, dsn=past.dsn())
-    ok("archive", "--to", place, "--before", SOON, dsn=past.dsn())
-    assert found(past) == []
-    assert len(partitions(past.su, "retired")) == MONTHS
-    ok("verify", "--archive", place, dsn=past.dsn())
-
-
-def test_only_what_was_retired_comes_back(past: Db, tmp_path: Path) -> None:
-    name = partitions(past.su, "ready")[0]
-    ok("archive", "--to", str(tmp_path), "--before", SOON, dsn=past.dsn())
-    rows = next(_rows(tmp_path / f"{name}.parquet"))
-    operator = past.connect(past.role("op", "meshaudit_operator"), autocommit=False)
-    for brought in (rows[1:], [*rows, rows[0]], [{**rows[0], "scope": "x"}, *rows[1:]], []):
-        with pytest.raises(psycopg.Error) as caught:  # noqa: PT012 (an entry that is there twice is refused at once)
-            operator.execute("select meshaudit.restore_entries(%s)", [json.dumps(brought)])
-            operator.execute("select meshaudit.restore_partition(%s)", [name])
-        assert caught.value.sqlstate == "MA005"
-        operator.rollback()
-    for garbage in ('{"a": 1}', "1", '[{"lane": "x"}]'):
-        with pytest.raises(psycopg.Error) as caught:
-            operator.execute("select meshaudit.restore_entries(%s)", [garbage])
-        assert caught.value.sqlstate == "MA005"
-        operator.rollback()
-    path = tmp_path / f"{name}.parquet"
-    path.write_bytes(path.read_bytes()[:-1])
-    assert "bytes instead of" in fails("restore", str(tmp_path), "--partition", name, dsn=past.dsn())
-    assert found(past) == []
-
-
-@pytest.mark.parametrize("filters", QUESTIONS, ids=" ".join)
-def test_logs_of_archives(kept: tuple[Any, Db, Path], filters: tuple[str, ...]) -> None:
-    """What the database answered before is what the archive answers after, and both together."""
-    before, db, place = kept
-    args = ("logs", "--archive", str(place), "--format", "json", "--limit", "0", *filters)
-    assert accesses(ok(*args)) == before[filters]
-    assert accesses(ok(*args, dsn=db.dsn())) == before[filters]
-
-
-def test_logs_of_archives_in_pages_and_times(kept: tuple[Any, Db, Path]) -> None:
-    before, _, place = kept
-    everything = before[()]
-    args = ("logs", "--archive", str(place), "--format", "json")
-    done = run(*args, "--limit", "7")
-    assert json.loads(done.stdout) == everything[:7]
-    cursor = done.stderr.split("--after ")[1].split(",")[0]
-    assert json.loads(ok(*args, "--limit", "7", "--after", cursor)) == everything[7:14]
-    at = everything[100]["timestamp"]
-    assert json.loads(ok(*args, "--limit", "0", "--from", at)) == everything[:101]
-    assert json.loads(ok(*args, "--limit", "0", "--to", at)) == everything[101:]
 
 
 def test_beside_an_armed_journal(past: Db, tmp_path: Path) -> None:

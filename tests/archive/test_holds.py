@@ -9,7 +9,7 @@ import pytest
 
 from meshaudit.archive import job
 from tests.archive.history import load, partitions
-from tests.archive.test_retention import a_week_later, archive, entries, plan, policy, refused
+from tests.archive.support import a_week_later, archive, entries, plan, policy, refused
 from tests.cli_support import fails, ok, ok_json
 from tests.support import Db, wait_until
 

@@ -1,4 +1,4 @@
-"""Attempts at a protected value, for tests/test_protect_hostile.py: direct SQL of somebody with the app's own grants.
+"""Attempts at a protected value, for tests/protect/test_hostile.py: direct SQL of somebody with the app's own grants.
 
 Each is one or more ways to the same end; every statement runs by itself and is rolled back. {mine} is a row that row
 security shows to the session, {others} one that it does not show to a user.

@@ -1,6 +1,6 @@
 """Nobody gets a protected value without an entry, nor another's at all: direct SQL with the app's own grants.
 
-tests/hostile.py lists the attempts. All of a session run in one database, each under an application_name of
+tests/protect/attempts.py lists the attempts. All of a session run in one database, each under an application_name of
 its own, which its entries carry; then they are judged one by one.
 """
 
@@ -16,9 +16,9 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from tests.hostile import ATTACKS, LAB, Attack
 from tests.journal_support import seal
 from tests.meshhook import ALICE, ALICES, BOBS_KEY, GITHUB, STRIPE, MeshHook
+from tests.protect.attempts import ATTACKS, LAB, Attack
 from tests.support import Db, wait_until
 
 VALUES = {STRIPE: "sk_live_a", GITHUB: "ghp_b", BOBS_KEY: "sk_live_c"}
