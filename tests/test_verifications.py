@@ -105,6 +105,20 @@ def test_a_failed_one_is_told_once(db: Db, auditor: Conn) -> None:
     assert status(db)[0]
 
 
+def test_a_failure_is_not_pushed_out_before_it_is_told(db: Db, auditor: Conn) -> None:
+    feed(db.su)
+    db.su.execute("select meshaudit.record_verification(problems => 1, first_problem => 'gone')")
+    many = "select count(meshaudit.record_verification(problems => 0)) from generate_series(1, 1100)"
+    assert auditor.execute(many).fetchone() == (1100,)
+    failed = "select count(*) from meshaudit_private.verifications where problems > 0"
+    assert db.su.execute(failed).fetchone() == (1,)
+    assert len(kept(db)) <= 1001
+    db.su.execute("update meshaudit_private.alert_state set checked_at = now() - interval '1 hour'")
+    feed(db.su)
+    told = "select count(*) from meshaudit.alerts where rule = 'verification' and message like '%gone'"
+    assert db.su.execute(told).fetchone() == (1,)
+
+
 def test_where_nothing_can_be_written(db: Db, auditor: Conn) -> None:
     me = auditor.info.user
     auditor.execute("set default_transaction_read_only = on")

@@ -214,7 +214,7 @@ ATTACKS = (
     "delete from meshaudit_protected.secrets returning *",
     "insert into meshaudit_protected.secrets (id, project_id, key, value) values ('{id}', 1, 'q', 'v')"
     " on conflict (id) do update set key = secrets.value::text",
-    "select meshaudit_private.reveal_1_4('{other}', '(0,1)', 'x')",
+    "select meshaudit_private.reveal_1_4('\\x00', '{other}', 1, '1', '(0,1)', 'x')",
     "create trigger spy before update on meshaudit_protected.secrets for each row execute function touch()",
     "create trigger spy instead of update on secrets for each row execute function touch()",
     "alter table meshaudit_protected.secrets add check (value <> 'x')",
