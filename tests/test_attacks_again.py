@@ -202,6 +202,38 @@ def test_no_two_subjects_are_one(db: Db) -> None:
     assert name not in names
 
 
+def test_no_plan_shows_the_hold_of_another_scope(db: Db) -> None:
+    hold = one(db.su, "select meshaudit.place_hold('a reason', user_identity => 'bob', scope => 'blue')")
+    auditor = db.role("auditor")
+    db.su.execute("select meshaudit.grant_auditor(%s, 'red')", [auditor])
+    conn = db.connect(auditor)
+    heard = planned(conn)
+    with pytest.raises(psycopg.Error, match="an auditor of the scope"):
+        conn.execute("select meshaudit.lift_hold(%s, 'mine')", [hold])
+    assert heard
+    assert not [word for word in (b"blue", b"bob") if word in constants(heard)]
+
+
+def test_a_seal_that_is_undone_loses_nothing(db: Db) -> None:
+    """However often an operator calls it before that."""
+    operator = db.connect(db.role("operator", "meshaudit_operator", replication=True))
+    operator.execute("select meshaudit.arm_journal()")
+    gateway = Gateway(db)
+    user = gateway.connect("alice")
+    user.execute("begin")
+    user.execute(READ, [gateway.secret])
+    user.execute("rollback")
+    operator.execute("begin")
+    assert wait_until(lambda: one(operator, "select meshaudit.seal()")) == 1
+    for savepoint in ("a", "b"):
+        operator.execute(f"savepoint {savepoint}".encode())
+        operator.execute("select meshaudit.seal()")
+    operator.execute("rollback")
+    assert seal(operator) == 1
+    rows = db.su.execute("select outcome from meshaudit.audit_logs where user_identity = 'alice'").fetchall()
+    assert rows == [("rolled_back",)]
+
+
 def test_erasing_waits_for_no_auditor(db: Db) -> None:
     auditor = db.role("auditor")
     db.su.execute("select meshaudit.grant_auditor(%s, 'red')", [auditor])
