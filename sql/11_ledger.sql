@@ -41,7 +41,7 @@ create table meshaudit_private.ledger (
 ) partition by range ("timestamp");
 
 -- Entries of one microsecond are sorted by id as they come (incremental sort): no index holds it. What stands behind
--- "timestamp" is compared in the index, before the entry itself is fetched.
+-- "timestamp" is compared in the index, before the entry itself is fetched. How long secret_id may be: 19_secret_ids.sql.
 create index ledger_time on meshaudit_private.ledger ("timestamp");
 create index ledger_secret on meshaudit_private.ledger (secret_id, "timestamp", user_identity, scope);
 create index ledger_identity on meshaudit_private.ledger (user_identity, "timestamp", scope);

@@ -11,6 +11,6 @@ create table meshaudit_private.identities (
   salt bytea not null,
   made_at timestamptz not null default clock_timestamp()
 );
-create index identities_identity on meshaudit_private.identities (identity);
+create index identities_identity on meshaudit_private.identities (identity, made_at);
 comment on table meshaudit_private.identities is 'Identities by pseudonym; meshaudit.erase_identity() destroys rows.';
 alter table meshaudit_private.identities enable row level security;

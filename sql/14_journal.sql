@@ -74,10 +74,11 @@ comment on column meshaudit_private.journal_seen.lsn is 'How far that run sealed
 
 -- denials of a minute, for the bound on their number
 create table meshaudit_private.journal_denials (
+  identity_source text not null,
   user_identity text not null,
   minute timestamptz not null,
   denials bigint not null,
-  primary key (user_identity, minute)
+  primary key (identity_source, user_identity, minute)
 );
 comment on table meshaudit_private.journal_denials is 'Denials by identity and minute; those over the bound are one entry.';
 

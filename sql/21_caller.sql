@@ -53,16 +53,22 @@ exception when others then
 end
 $$;
 
--- A subject that may be believed: a text, whole. A longer one than a column should hold keeps its beginning, and its digest
--- tells it from others that begin alike.
-create function meshaudit_private.subject(p_claims jsonb) returns text
+-- A subject, whole. A longer one than a column should hold keeps its beginning, and its digest tells it from others that begin
+-- alike; so does one that looks like such a digest, or like a pseudonym (21_pseudonyms.sql).
+create function meshaudit_private.as_identity(p_subject text) returns text
 language sql immutable
 return case
-  when pg_catalog.jsonb_typeof(p_claims -> 'sub') is distinct from 'string' or p_claims ->> 'sub' = '' then null
-  when pg_catalog.char_length(p_claims ->> 'sub') <= 256 then p_claims ->> 'sub'
-  else pg_catalog."left"(p_claims ->> 'sub', 180) || ' sha256:'
-    || pg_catalog.encode(pg_catalog.sha256(pg_catalog.convert_to(p_claims ->> 'sub', 'UTF8')), 'hex')
+  when p_subject = '' then null
+  when pg_catalog.char_length(p_subject) <= 256 and pg_catalog.strpos(p_subject, ' sha256:') = 0
+    and not pg_catalog.starts_with(p_subject, 'erasable:') then p_subject
+  else pg_catalog."left"(p_subject, 180) || ' sha256:'
+    || pg_catalog.encode(pg_catalog.sha256(pg_catalog.convert_to(p_subject, 'UTF8')), 'hex')
 end;
+
+-- A subject that may be believed: a text.
+create function meshaudit_private.subject(p_claims jsonb) returns text
+language sql immutable
+return case when pg_catalog.jsonb_typeof(p_claims -> 'sub') = 'string' then meshaudit_private.as_identity(p_claims ->> 'sub') end;
 
 create function meshaudit_private.header_address(p_headers jsonb, p_names text[]) returns inet
 language plpgsql stable parallel unsafe set search_path = ''
@@ -112,7 +118,8 @@ begin
       v_subject := meshaudit_private.subject(v_claims);
     end if;
     if v_subject is null then
-      v_subject := meshaudit_private.clean(pg_catalog.current_setting('request.jwt.claim.sub', true), 256);
+      v_subject := meshaudit_private.as_identity(meshaudit_private.clean(
+        pg_catalog.current_setting('request.jwt.claim.sub', true), 100000));
     end if;
     -- a service key has no subject: then its role is who it is
     if v_subject is null and coalesce(v_claims ->> 'sub', '') = '' and pg_catalog.jsonb_typeof(v_claims -> 'role') = 'string' then
@@ -148,6 +155,7 @@ comment on type meshaudit_private.caller is 'The columns of an entry that a sess
 comment on function meshaudit_private.is_gateway() is 'Whether this login''s request.* settings are believed.';
 comment on function meshaudit_private.clean(text, int) is 'Text that may be stored: valid UTF-8, bounded; else null.';
 comment on function meshaudit_private.json_object(text) is 'A text as a JSON object; null if it is none that can be stored.';
+comment on function meshaudit_private.as_identity(text) is 'A subject as entries tell it: one that is too long, or could pass for another, by its digest.';
 comment on function meshaudit_private.subject(jsonb) is 'The subject of claims, if it may be believed; one of more than 256 characters by its digest.';
 comment on function meshaudit_private.header_address(jsonb, text[]) is 'The client''s address from request headers; null if none is usable.';
 comment on function meshaudit_private.session_caller() is

@@ -1,19 +1,22 @@
 -- Many accesses in the journal at once: a record holds up to 500, and only the last record is waited for.
+--
+-- The key is in no parameter of a statement: debug_print_plan, which anybody may set, shows those to the client.
 
 -- e says what they have in common, and where the first of them stands in the ledger (lane null: nowhere).
 create function meshaudit_private.emit_batch(
-  j meshaudit_private.journal, e meshaudit_private.ledger, p_xid xid8, p_secret_ids text[], p_scopes text[],
-  p_times timestamptz[], p_access_ids uuid[]
+  e meshaudit_private.ledger, p_xid xid8, p_secret_ids text[], p_scopes text[], p_times timestamptz[], p_access_ids uuid[]
 ) returns void
 language plpgsql volatile set search_path = ''
 as $$
 declare
+  j meshaudit_private.journal;
   v_count constant pg_catalog.int4 := pg_catalog.cardinality(p_secret_ids);
   v_ats constant pg_catalog.text[] := array(
     select pg_catalog.encode(pg_catalog.timestamptz_send(t.at), 'hex') from unnest(p_times) with ordinality t (at, i) order by t.i);
   v_last pg_catalog.int4;
   v_payload pg_catalog.bytea;
 begin
+  select * into j from meshaudit_private.journal;
   for i in 1 .. v_count by 500 loop
     v_last := least(i + 499, v_count);
     v_payload := pg_catalog.convert_to(row(
@@ -30,7 +33,7 @@ begin
 end
 $$;
 comment on function meshaudit_private.emit_batch(
-  meshaudit_private.journal, meshaudit_private.ledger, xid8, text[], text[], timestamptz[], uuid[]
+  meshaudit_private.ledger, xid8, text[], text[], timestamptz[], uuid[]
 ) is 'Emits records of many accesses.';
 
 -- journal_access() for many that were granted; refuses where it would return false.
@@ -64,7 +67,7 @@ begin
   e.user_agent := c.user_agent;
   e.request_id := c.request_id;
   perform meshaudit_private.emit_batch(
-    j, e, meshaudit_private.deciding_xid(), p_secret_ids, p_scopes, v_times, null);
+    e, meshaudit_private.deciding_xid(), p_secret_ids, p_scopes, v_times, null);
 end
 $$;
 comment on function meshaudit_private.journal_accesses(text, text[], text, text[], text) is

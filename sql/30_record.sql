@@ -80,7 +80,7 @@ begin
       e.user_identity := c.user_identity;
       e.claimed_identity := c.claimed_identity;
     end if;
-    perform meshaudit_private.emit_batch(j, e, pg_catalog.pg_current_xact_id(), p_secret_ids[2:], p_scopes[2:], v_times,
+    perform meshaudit_private.emit_batch(e, pg_catalog.pg_current_xact_id(), p_secret_ids[2:], p_scopes[2:], v_times,
       v_access_ids);
     e.seq := e.seq - 1;
   end if;

@@ -17,7 +17,7 @@ declare
 begin
   if pg_catalog.current_setting('transaction_read_only') = 'off' then
     insert into meshaudit_private.ledger (secret_id, operation, outcome, secret_table, scope, db_role)
-      values (pg_catalog."left"(p_what, 512), 'read', p_outcome, 'meshaudit.audit_logs', '*', p_role);
+      values (meshaudit_private.bounded(p_what), 'read', p_outcome, 'meshaudit.audit_logs', '*', p_role);
     return;
   end if;
   if not meshaudit_private.journal_used() then
@@ -71,7 +71,7 @@ create function meshaudit_private.search_token(p_nonce text) returns text
 language sql stable set search_path = ''
 as $$
   select p_nonce || pg_catalog.encode(pg_catalog.sha256(s.reading_key || pg_catalog.int4send(pg_catalog.pg_backend_pid())
-    || pg_catalog.convert_to(p_nonce, 'UTF8')), 'hex')
+    || pg_catalog.timestamptz_send(pg_catalog.statement_timestamp()) || pg_catalog.convert_to(p_nonce, 'UTF8')), 'hex')
   from meshaudit_private.settings s
 $$;
 
@@ -113,7 +113,8 @@ grant execute on function meshaudit_private.begin_search(text, text) to meshaudi
 create function meshaudit_private.note_reading(
   p_kind text, p_what text, p_identity text, p_more text, p_count bigint, p_whole boolean, p_role text
 ) returns boolean
-language plpgsql volatile security definer set search_path = ''
+-- no plan shows what the identity is called elsewhere
+language plpgsql volatile security definer set search_path = '' set debug_print_plan = off
 as $$
 begin
   if p_kind is null or p_count < 0 then
@@ -154,8 +155,8 @@ comment on function meshaudit_private.record_reading(text, text, text) is
 comment on function meshaudit_private.reading(text) is 'Records a query of the view audit_logs, unless it is a search''s own.';
 comment on function meshaudit_private.bypasses(text) is 'Whether row security does not apply to a role.';
 comment on function meshaudit_private.reading_outcome(text) is 'granted, or denied for a role that sees no scope.';
-comment on function meshaudit_private.search_token(text) is 'What a search shows to reading(): a nonce, and a keyed hash of it for this session.';
-comment on function meshaudit_private.is_search(text) is 'Whether a token was made by begin_search() in this session.';
+comment on function meshaudit_private.search_token(text) is 'What a search shows to reading(): a nonce, and a keyed hash of it for this statement.';
+comment on function meshaudit_private.is_search(text) is 'Whether a token was made by begin_search() in this statement.';
 comment on function meshaudit_private.begin_search(text, text) is 'A search''s token, the scopes that its caller sees (null is all), and what the identity that it asks for is called.';
 comment on function meshaudit_private.note_reading(text, text, text, text, bigint, boolean, text) is 'Records a reading of a kind, and how many entries it showed.';
 comment on function meshaudit.note_reading(text, text, bigint, boolean, text) is

@@ -23,7 +23,8 @@ create function meshaudit_private.search(
 ) returns setof meshaudit.audit_logs
 -- What the policy leaves of rows cannot be estimated: without this, reading all that match and sorting it looks cheaper than
 -- stopping after a page.
-language plpgsql volatile security invoker set search_path = '' set enable_bitmapscan = off
+-- And no plan shows its token to the client.
+language plpgsql volatile security invoker set search_path = '' set enable_bitmapscan = off set debug_print_plan = off
 as $$
 declare
   v_time pg_catalog.timestamptz;

@@ -2,7 +2,8 @@
 
 -- As the caller, who has no USAGE on this schema: it names nothing of it.
 create function meshaudit_private.find(p_id bigint, p_token text) returns setof meshaudit.audit_logs
-language plpgsql volatile security invoker set search_path = ''
+-- no plan shows its token to the client
+language plpgsql volatile security invoker set search_path = '' set debug_print_plan = off
 as $$
 begin
   perform pg_catalog.set_config('meshaudit.search', p_token, true);

@@ -156,7 +156,7 @@ language sql volatile set search_path = ''
 as $$
   select
     pg_catalog.array_agg(row(
-      pg_catalog.nextval('meshaudit_private.ledger_id'), m.secret_id,
+      pg_catalog.nextval('meshaudit_private.ledger_id'), meshaudit_private.bounded(m.secret_id),
       case m.operation when 'read' then 'read' else 'write' end, meshaudit_private.time_of(m.at), m.user_identity,
       m.ip_address, m.operation,
       case

@@ -1,20 +1,23 @@
 -- What meshaudit.seal() (79_tick.sql) is made of: reads the slot and seals. Runs as its caller, who needs REPLICATION
 -- (Postgres asks for it) and meshaudit_operator; what touches the ledger is in SECURITY DEFINER functions.
 
--- Takes the sealer's place; no row: somebody else has it.
-create function meshaudit_private.begin_seal() returns table (slot_name text, sealed_lsn pg_lsn)
+-- Takes the sealer's place; no row: somebody else has it. settled: no open transaction, this one included, has moved
+-- sealed_lsn and may yet be rolled back.
+create function meshaudit_private.begin_seal() returns table (slot_name text, sealed_lsn pg_lsn, settled boolean)
 language plpgsql volatile security definer set search_path = ''
 as $$
 declare
   j meshaudit_private.journal;
   v_sealed pg_catalog.pg_lsn;
+  v_settled pg_catalog.bool;
 begin
   if pg_catalog.current_setting('transaction_isolation') <> 'read committed' then
     -- it must see entries that are committed after it began
     raise exception 'sealing takes a READ COMMITTED transaction' using errcode = 'MA005',
       hint = 'Run it in autocommit, or in a transaction of isolation level READ COMMITTED.';
   end if;
-  select p.sealed_lsn into v_sealed from meshaudit_private.journal_progress p for update skip locked;
+  select p.sealed_lsn, meshaudit_private.is_over(p.xmin) into v_sealed, v_settled
+    from meshaudit_private.journal_progress p for update skip locked;
   if not found then
     return;
   end if;
@@ -26,7 +29,7 @@ begin
     raise exception 'the journal''s slot "%" is gone or has lost records after %', j.slot_name, v_sealed
       using errcode = 'MA002', hint = 'Run select meshaudit.arm_journal(): it records the gap and makes a new slot.';
   end if;
-  return query select j.slot_name, v_sealed;
+  return query select j.slot_name, v_sealed, v_settled;
 end
 $$;
 revoke all on function meshaudit_private.begin_seal() from public;
@@ -43,7 +46,7 @@ begin atomic
   select pg_catalog.pg_replication_slot_advance(b.slot_name, b.sealed_lsn)
   from meshaudit_private.begin_seal() b
   join pg_catalog.pg_replication_slots s on s.slot_name = b.slot_name
-  where s.confirmed_flush_lsn < b.sealed_lsn;
+  where b.settled and s.confirmed_flush_lsn < b.sealed_lsn;
 
   with place as materialized (
     -- A run looks at a gigabyte of the log at most: what it is shown, foreign messages too, is on disk meanwhile.

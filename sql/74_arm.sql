@@ -30,7 +30,8 @@ revoke all on function meshaudit_private.slot_goes_on() from public;
 
 -- Notes that the slot was made at p_lsn: a new key, and an entry for what may have been lost before.
 create function meshaudit_private.note_armed(p_slot name, p_lsn pg_lsn, p_fresh boolean) returns text
-language plpgsql volatile security definer set search_path = ''
+-- a plan would show the key to the client
+language plpgsql volatile security definer set search_path = '' set debug_print_plan = off
 as $$
 declare
   j meshaudit_private.journal;

@@ -63,9 +63,10 @@ language plpgsql volatile set search_path = ''
 as $$
 begin
   insert into meshaudit_private.alert_counts as c (rule, identity_source, user_identity, bucket, scope, count)
-    select r.rule, f.identity_source, f.user_identity, meshaudit_private.window_of(r.period / 6, f."timestamp"),
+    select r.rule, f.identity_source, n.who, meshaudit_private.window_of(r.period / 6, f."timestamp"),
       case when min(f.scope) = max(f.scope) then min(f.scope) else '*' end, pg_catalog.count(*)
     from meshaudit.audit_feed f
+    cross join lateral (select meshaudit_private.first_name(f.user_identity)) n (who)
     join meshaudit_private.alert_rules r on r.enabled and meshaudit_private.is_access(f.secret_table) and case r.rule
       when 'reads' then f.operation = 'read' and f.outcome <> 'denied'
       when 'denials' then f.outcome = 'denied' else false end
@@ -79,15 +80,16 @@ begin
         pg_catalog.format('%s %s within %s', s.total, n.rule, n.period), n.last_at, s.total, n.count, n.last_id,
         null, null, n.ip_address)::meshaudit_private.alert_hit)
     from (
-      select r.rule, r.severity, r.period, r.threshold, f.identity_source, f.user_identity,
+      select r.rule, r.severity, r.period, r.threshold, f.identity_source, w.who as user_identity,
         max(f."timestamp") as last_at, max(f.id) as last_id, pg_catalog.count(*) as count,
         case when min(f.ip_address) = max(f.ip_address) then min(f.ip_address) end as ip_address
       from meshaudit.audit_feed f
+      cross join lateral (select meshaudit_private.first_name(f.user_identity)) w (who)
       join meshaudit_private.alert_rules r on r.enabled and meshaudit_private.is_access(f.secret_table) and case r.rule
         when 'reads' then f.operation = 'read' and f.outcome <> 'denied'
         when 'denials' then f.outcome = 'denied' else false end
       where f.feed_id > p_after and f.feed_id <= p_upto and f.kind = 'entry'
-      group by r.rule, f.identity_source, f.user_identity) n,
+      group by r.rule, f.identity_source, w.who) n,
     lateral (
       select pg_catalog.sum(c.count)::pg_catalog.int8 as total,
         case when min(c.scope) = max(c.scope) then min(c.scope) else '*' end as scope
@@ -108,10 +110,11 @@ declare
   v_new pg_catalog.int8;
 begin
   with used as materialized (
-    select distinct on (r.rule, f.identity_source, f.user_identity, w.what)
-      r.rule, r.severity, r.period, r.enabled_at + r.learns as since, w.what, w.told, f.identity_source, f.user_identity,
+    select distinct on (r.rule, f.identity_source, v.who, w.what)
+      r.rule, r.severity, r.period, r.enabled_at + r.learns as since, w.what, w.told, f.identity_source, v.who as user_identity,
       f.scope, f.id, f.secret_id, f.secret_table, f.ip_address, f."timestamp"
     from meshaudit.audit_feed f
+    cross join lateral (select meshaudit_private.first_name(f.user_identity)) v (who)
     join meshaudit_private.alert_rules r on r.enabled and r.rule in ('new_secret', 'new_network'),
     lateral (
       select pg_catalog.sha256(pg_catalog.convert_to(f.secret_table || ' ' || f.secret_id, 'UTF8')), 'a first access to this secret'
@@ -122,7 +125,7 @@ begin
           case pg_catalog.family(f.ip_address) when 4 then 24 else 48 end))::pg_catalog.inet as net) n
         where r.rule = 'new_network' and n.net is not null) w (what, told)
     where f.feed_id > p_after and f.feed_id <= p_upto and f.kind = 'entry' and meshaudit_private.is_access(f.secret_table)
-    order by r.rule, f.identity_source, f.user_identity, w.what, f.feed_id
+    order by r.rule, f.identity_source, v.who, w.what, f.feed_id
   ), noted as (
     insert into meshaudit_private.alert_seen as s (rule, identity_source, user_identity, what, seen_at)
       select u.rule, u.identity_source, u.user_identity, u.what, u."timestamp" from used u

@@ -27,9 +27,9 @@ create function meshaudit_private.id_expression(p_base oid, p_keys name[], p_ope
 language sql stable set search_path = ''
 as $$
   select case pg_catalog.cardinality(p_keys)
-    when 1 then pg_catalog.format('pg_catalog."left"(%s, 512)',
+    when 1 then pg_catalog.format('meshaudit_private.bounded(%s)',
       meshaudit_private.as_text(p_base, p_keys[1], pg_catalog.format(p_operand, p_keys[1], 1, 2)))
-    else pg_catalog.format('pg_catalog."left"(row(%s)::pg_catalog.text, 512)',
+    else pg_catalog.format('meshaudit_private.bounded(row(%s)::pg_catalog.text)',
       (select pg_catalog.string_agg(pg_catalog.format(p_operand, k, n, n + 1), ', ' order by n) from unnest(p_keys) with ordinality u (k, n))) end
 $$;
 
@@ -157,24 +157,25 @@ create function meshaudit_private.revealed(p meshaudit_private.protections, p_at
 language sql stable set search_path = ''
 as $$
   select pg_catalog.format(
-    '(select case when v.at is null then meshaudit_private.latest_%1$s_%2$s(%3$s, current_user) else meshaudit_private.reveal_%1$s_%2$s(v.c%2$s, %3$s, v.scope, v.since, v.at, current_user) end from (select) one left join meshaudit_private.values_%1$s v on v.at operator(pg_catalog.=) b.ctid and %4$s)',
+    '(select case when v.at is null then meshaudit_private.latest_%1$s_%2$s(%3$s, b.ctid, current_user) else meshaudit_private.reveal_%1$s_%2$s(v.c%2$s, %3$s, v.scope, v.since, v.at, current_user) end from (select) one left join meshaudit_private.values_%1$s v on v.at operator(pg_catalog.=) b.ctid and %4$s)',
     p.protection_id, p_attnum,
     (select pg_catalog.string_agg(pg_catalog.format('b.%I', k), ', ' order by i) from unnest(p.key_columns) with ordinality u (k, i)),
     meshaudit_private.key_condition(p.base, 'v.k%2$s', 'b.%1$I'))
 $$;
 
--- A look with a snapshot of its own. In standard SQL: the caller, as whom they run, can name nothing here. The outer one
+-- A look with a snapshot of its own, for the version that the query has met: one that came after it has passed no policy
+-- in the caller's name. In standard SQL: the caller, as whom they run, can name nothing here. The outer one
 -- is STABLE, else the view would not be flat.
 create function meshaudit_private.latest_functions(p meshaudit_private.protections) returns setof text
 language sql stable set search_path = ''
 as $$
   select pg_catalog.format(
-    'create function meshaudit_private.%1$I(%2$s, pg_catalog.name) returns %3$s language sql %4$s parallel unsafe cost 100000 return %5$s; grant execute on function meshaudit_private.%1$I(%2$s, pg_catalog.name) to public; comment on function meshaudit_private.%1$I(%2$s, pg_catalog.name) is %6$L',
+    'create function meshaudit_private.%1$I(%2$s, pg_catalog.tid, pg_catalog.name) returns %3$s language sql %4$s parallel unsafe cost 100000 return %5$s; grant execute on function meshaudit_private.%1$I(%2$s, pg_catalog.tid, pg_catalog.name) to public; comment on function meshaudit_private.%1$I(%2$s, pg_catalog.tid, pg_catalog.name) is %6$L',
     f.prefix || p.protection_id || '_' || a.attnum, k.types, meshaudit_private.type_name(p.base, a.attname), f.volatility,
     case f.prefix
-      when 'latest_' then pg_catalog.format('meshaudit_private.newest_%s_%s(%s, $%s)', p.protection_id, a.attnum, k.arguments, k.count + 1)
-      else pg_catalog.format('(select meshaudit_private.reveal_%1$s_%2$s(v.c%2$s, %3$s, v.scope, v.since, v.at, $%4$s) from (select) one left join meshaudit_private.values_%1$s v on %5$s)',
-        p.protection_id, a.attnum, k.arguments, k.count + 1, meshaudit_private.key_condition(p.base, 'v.k%2$s', '$%2$s')) end,
+      when 'latest_' then pg_catalog.format('meshaudit_private.newest_%s_%s(%s, $%s, $%s)', p.protection_id, a.attnum, k.arguments, k.count + 1, k.count + 2)
+      else pg_catalog.format('(select meshaudit_private.reveal_%1$s_%2$s(v.c%2$s, %3$s, v.scope, v.since, v.at, $%4$s) from (select) one left join meshaudit_private.values_%1$s v on v.at operator(pg_catalog.=) $%6$s and %5$s)',
+        p.protection_id, a.attnum, k.arguments, k.count + 2, meshaudit_private.key_condition(p.base, 'v.k%2$s', '$%2$s'), k.count + 1) end,
     'Reveals a secret column of the newest version of a protected row, and records it.')
   from pg_catalog.pg_attribute a,
     (values (1, 'newest_', 'volatile'), (2, 'latest_', 'stable')) f (n, prefix, volatility),

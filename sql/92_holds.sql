@@ -67,7 +67,8 @@ revoke all on function meshaudit.place_hold(text, text, text, text, timestamptz,
 grant execute on function meshaudit.place_hold(text, text, text, text, timestamptz, timestamptz) to meshaudit_auditor;
 
 create function meshaudit_private.lift_hold(p_hold bigint, p_reason text, p_role text) returns boolean
-language plpgsql volatile security definer set search_path = ''
+-- no plan shows another scope's hold to the client
+language plpgsql volatile security definer set search_path = '' set debug_print_plan = off
 as $$
 declare
   h meshaudit_private.holds;

@@ -47,7 +47,8 @@ begin
   if pg_catalog.strpos(reason, identity) > 0 then
     perform meshaudit_private.refuse('MA005', 'the reason names the identity', 'It is recorded for good: give the number of the request.');
   end if;
-  lock table meshaudit_private.holds in share mode;
+  -- waits for no auditor whose hold is not committed
+  lock table meshaudit_private.holds in share mode nowait;
   -- what a hold matches otherwise may be this identity's
   select h.hold into v_hold from meshaudit_private.holds h
     where h.user_identity is null or h.user_identity = any (v_names) order by h.hold limit 1;
@@ -63,6 +64,8 @@ begin
     v_count := v_count + 1;
   end loop;
   return v_count;
+exception when lock_not_available then
+  raise exception 'a hold is being changed just now' using errcode = '55P03', hint = 'Try again in a moment; nothing was done.';
 end
 $$;
 revoke all on function meshaudit.erase_identity(text, text) from public;
@@ -72,4 +75,4 @@ comment on function meshaudit_private.identity_of(text, text) is 'meshaudit.iden
 comment on function meshaudit.identity_of(text) is
   'The identity behind a pseudonym, to an auditor who may see one of its entries; null if it was erased, or is none. Recorded as a read of meshaudit.audit_logs.';
 comment on function meshaudit.erase_identity(text, text) is
-  'Destroys what joins an identity with its pseudonyms; returns how many there were. Recorded as a delete of meshaudit.identities for each, which names the pseudonym and the reason, not the identity. Raises MA005 under a legal hold that may be on its entries, and if the reason names it.';
+  'Destroys what joins an identity with its pseudonyms; returns how many there were. Recorded as a delete of meshaudit.identities for each, which names the pseudonym and the reason, not the identity. Raises MA005 under a legal hold that may be on its entries, and if the reason names it; 55P03 while holds are being changed.';

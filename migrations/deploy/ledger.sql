@@ -214,7 +214,7 @@ create table meshaudit_private.ledger (
 ) partition by range ("timestamp");
 
 -- Entries of one microsecond are sorted by id as they come (incremental sort): no index holds it. What stands behind
--- "timestamp" is compared in the index, before the entry itself is fetched.
+-- "timestamp" is compared in the index, before the entry itself is fetched. How long secret_id may be: 19_secret_ids.sql.
 create index ledger_time on meshaudit_private.ledger ("timestamp");
 create index ledger_secret on meshaudit_private.ledger (secret_id, "timestamp", user_identity, scope);
 create index ledger_identity on meshaudit_private.ledger (user_identity, "timestamp", scope);
@@ -303,7 +303,7 @@ create table meshaudit_private.identities (
   salt bytea not null,
   made_at timestamptz not null default clock_timestamp()
 );
-create index identities_identity on meshaudit_private.identities (identity);
+create index identities_identity on meshaudit_private.identities (identity, made_at);
 comment on table meshaudit_private.identities is 'Identities by pseudonym; meshaudit.erase_identity() destroys rows.';
 alter table meshaudit_private.identities enable row level security;
 
@@ -385,10 +385,11 @@ comment on column meshaudit_private.journal_seen.lsn is 'How far that run sealed
 
 -- denials of a minute, for the bound on their number
 create table meshaudit_private.journal_denials (
+  identity_source text not null,
   user_identity text not null,
   minute timestamptz not null,
   denials bigint not null,
-  primary key (user_identity, minute)
+  primary key (identity_source, user_identity, minute)
 );
 comment on table meshaudit_private.journal_denials is 'Denials by identity and minute; those over the bound are one entry.';
 
@@ -828,6 +829,22 @@ alter table meshaudit_private.verifications enable row level security;
 
 create index ledger_by_id on meshaudit_private.ledger using brin (id) with (pages_per_range = 32);
 
+-- sql/19_secret_ids.sql
+
+-- How long an entry's secret_id may be.
+--
+-- It must fit into the index ledger_secret (2,704 bytes a row) beside any identity and any scope, of up to 1,024 bytes each.
+-- Else whoever gives a secret a long name could keep the sealer, or others, from writing an entry.
+
+create function meshaudit_private.bounded(p_secret_id text) returns text
+language sql immutable parallel safe
+return case
+  when pg_catalog.octet_length(pg_catalog."left"(p_secret_id, 512)) <= 600 then pg_catalog."left"(p_secret_id, 512)
+  else pg_catalog."left"(p_secret_id, 100) || ' sha256:'
+    || pg_catalog.encode(pg_catalog.sha256(pg_catalog.convert_to(p_secret_id, 'UTF8')), 'hex')
+end;
+comment on function meshaudit_private.bounded(text) is 'A secret_id that the indexes take: at most 512 characters, else its digest.';
+
 -- sql/20_entry_bytes.sql
 
 -- Canonical bytes, version 1: what is hashed. docs/canonical-bytes.md is the specification.
@@ -999,16 +1016,22 @@ exception when others then
 end
 $$;
 
--- A subject that may be believed: a text, whole. A longer one than a column should hold keeps its beginning, and its digest
--- tells it from others that begin alike.
-create function meshaudit_private.subject(p_claims jsonb) returns text
+-- A subject, whole. A longer one than a column should hold keeps its beginning, and its digest tells it from others that begin
+-- alike; so does one that looks like such a digest, or like a pseudonym (21_pseudonyms.sql).
+create function meshaudit_private.as_identity(p_subject text) returns text
 language sql immutable
 return case
-  when pg_catalog.jsonb_typeof(p_claims -> 'sub') is distinct from 'string' or p_claims ->> 'sub' = '' then null
-  when pg_catalog.char_length(p_claims ->> 'sub') <= 256 then p_claims ->> 'sub'
-  else pg_catalog."left"(p_claims ->> 'sub', 180) || ' sha256:'
-    || pg_catalog.encode(pg_catalog.sha256(pg_catalog.convert_to(p_claims ->> 'sub', 'UTF8')), 'hex')
+  when p_subject = '' then null
+  when pg_catalog.char_length(p_subject) <= 256 and pg_catalog.strpos(p_subject, ' sha256:') = 0
+    and not pg_catalog.starts_with(p_subject, 'erasable:') then p_subject
+  else pg_catalog."left"(p_subject, 180) || ' sha256:'
+    || pg_catalog.encode(pg_catalog.sha256(pg_catalog.convert_to(p_subject, 'UTF8')), 'hex')
 end;
+
+-- A subject that may be believed: a text.
+create function meshaudit_private.subject(p_claims jsonb) returns text
+language sql immutable
+return case when pg_catalog.jsonb_typeof(p_claims -> 'sub') = 'string' then meshaudit_private.as_identity(p_claims ->> 'sub') end;
 
 create function meshaudit_private.header_address(p_headers jsonb, p_names text[]) returns inet
 language plpgsql stable parallel unsafe set search_path = ''
@@ -1058,7 +1081,8 @@ begin
       v_subject := meshaudit_private.subject(v_claims);
     end if;
     if v_subject is null then
-      v_subject := meshaudit_private.clean(pg_catalog.current_setting('request.jwt.claim.sub', true), 256);
+      v_subject := meshaudit_private.as_identity(meshaudit_private.clean(
+        pg_catalog.current_setting('request.jwt.claim.sub', true), 100000));
     end if;
     -- a service key has no subject: then its role is who it is
     if v_subject is null and coalesce(v_claims ->> 'sub', '') = '' and pg_catalog.jsonb_typeof(v_claims -> 'role') = 'string' then
@@ -1094,6 +1118,7 @@ comment on type meshaudit_private.caller is 'The columns of an entry that a sess
 comment on function meshaudit_private.is_gateway() is 'Whether this login''s request.* settings are believed.';
 comment on function meshaudit_private.clean(text, int) is 'Text that may be stored: valid UTF-8, bounded; else null.';
 comment on function meshaudit_private.json_object(text) is 'A text as a JSON object; null if it is none that can be stored.';
+comment on function meshaudit_private.as_identity(text) is 'A subject as entries tell it: one that is too long, or could pass for another, by its digest.';
 comment on function meshaudit_private.subject(jsonb) is 'The subject of claims, if it may be believed; one of more than 256 characters by its digest.';
 comment on function meshaudit_private.header_address(jsonb, text[]) is 'The client''s address from request headers; null if none is usable.';
 comment on function meshaudit_private.session_caller() is
@@ -1156,6 +1181,14 @@ begin
 end
 $$;
 
+-- The first of the names that an identity has: SERIALIZABLE transactions make one an entry, and what counts must not be
+-- misled by that. Looks no further than the first, however many there are.
+create function meshaudit_private.first_name(p_name text) returns text
+language sql stable
+return case when pg_catalog.starts_with(p_name, 'erasable:') then coalesce((
+  select (select o.pseudonym from meshaudit_private.identities o where o.identity = i.identity order by o.made_at limit 1)
+  from meshaudit_private.identities i where i.pseudonym = p_name), p_name) else p_name end;
+
 -- All that an identity is called in the log.
 create function meshaudit_private.names_of(p_identity text) returns text[]
 language sql stable set search_path = ''
@@ -1187,6 +1220,7 @@ comment on function meshaudit_private.erasable() is 'Setting erasable_identities
 comment on function meshaudit_private.note_erasable() is 'Keeps erasable() true to the setting.';
 comment on function meshaudit_private.pseudonym(bytea, text) is 'The pseudonym that a salt and an identity make.';
 comment on function meshaudit_private.pseudonym_of(text) is 'An identity''s pseudonym, made if there is none; waits for nobody.';
+comment on function meshaudit_private.first_name(text) is 'Of a pseudonym, the first that its identity had; of another name, itself.';
 comment on function meshaudit_private.names_of(text) is 'An identity and its pseudonyms.';
 comment on function meshaudit_private.pseudonymous(meshaudit_private.ledger[]) is 'Entries with pseudonyms instead of identities.';
 
@@ -1961,21 +1995,24 @@ comment on function meshaudit_private.require_journal() is 'Raises MA002 unless 
 -- sql/27_journal_batch.sql
 
 -- Many accesses in the journal at once: a record holds up to 500, and only the last record is waited for.
+--
+-- The key is in no parameter of a statement: debug_print_plan, which anybody may set, shows those to the client.
 
 -- e says what they have in common, and where the first of them stands in the ledger (lane null: nowhere).
 create function meshaudit_private.emit_batch(
-  j meshaudit_private.journal, e meshaudit_private.ledger, p_xid xid8, p_secret_ids text[], p_scopes text[],
-  p_times timestamptz[], p_access_ids uuid[]
+  e meshaudit_private.ledger, p_xid xid8, p_secret_ids text[], p_scopes text[], p_times timestamptz[], p_access_ids uuid[]
 ) returns void
 language plpgsql volatile set search_path = ''
 as $$
 declare
+  j meshaudit_private.journal;
   v_count constant pg_catalog.int4 := pg_catalog.cardinality(p_secret_ids);
   v_ats constant pg_catalog.text[] := array(
     select pg_catalog.encode(pg_catalog.timestamptz_send(t.at), 'hex') from unnest(p_times) with ordinality t (at, i) order by t.i);
   v_last pg_catalog.int4;
   v_payload pg_catalog.bytea;
 begin
+  select * into j from meshaudit_private.journal;
   for i in 1 .. v_count by 500 loop
     v_last := least(i + 499, v_count);
     v_payload := pg_catalog.convert_to(row(
@@ -1992,7 +2029,7 @@ begin
 end
 $$;
 comment on function meshaudit_private.emit_batch(
-  meshaudit_private.journal, meshaudit_private.ledger, xid8, text[], text[], timestamptz[], uuid[]
+  meshaudit_private.ledger, xid8, text[], text[], timestamptz[], uuid[]
 ) is 'Emits records of many accesses.';
 
 -- journal_access() for many that were granted; refuses where it would return false.
@@ -2026,7 +2063,7 @@ begin
   e.user_agent := c.user_agent;
   e.request_id := c.request_id;
   perform meshaudit_private.emit_batch(
-    j, e, meshaudit_private.deciding_xid(), p_secret_ids, p_scopes, v_times, null);
+    e, meshaudit_private.deciding_xid(), p_secret_ids, p_scopes, v_times, null);
 end
 $$;
 comment on function meshaudit_private.journal_accesses(text, text[], text, text[], text) is
@@ -2116,7 +2153,7 @@ begin
       e.user_identity := c.user_identity;
       e.claimed_identity := c.claimed_identity;
     end if;
-    perform meshaudit_private.emit_batch(j, e, pg_catalog.pg_current_xact_id(), p_secret_ids[2:], p_scopes[2:], v_times,
+    perform meshaudit_private.emit_batch(e, pg_catalog.pg_current_xact_id(), p_secret_ids[2:], p_scopes[2:], v_times,
       v_access_ids);
     e.seq := e.seq - 1;
   end if;
@@ -2496,7 +2533,7 @@ declare
 begin
   if pg_catalog.current_setting('transaction_read_only') = 'off' then
     insert into meshaudit_private.ledger (secret_id, operation, outcome, secret_table, scope, db_role)
-      values (pg_catalog."left"(p_what, 512), 'read', p_outcome, 'meshaudit.audit_logs', '*', p_role);
+      values (meshaudit_private.bounded(p_what), 'read', p_outcome, 'meshaudit.audit_logs', '*', p_role);
     return;
   end if;
   if not meshaudit_private.journal_used() then
@@ -2550,7 +2587,7 @@ create function meshaudit_private.search_token(p_nonce text) returns text
 language sql stable set search_path = ''
 as $$
   select p_nonce || pg_catalog.encode(pg_catalog.sha256(s.reading_key || pg_catalog.int4send(pg_catalog.pg_backend_pid())
-    || pg_catalog.convert_to(p_nonce, 'UTF8')), 'hex')
+    || pg_catalog.timestamptz_send(pg_catalog.statement_timestamp()) || pg_catalog.convert_to(p_nonce, 'UTF8')), 'hex')
   from meshaudit_private.settings s
 $$;
 
@@ -2592,7 +2629,8 @@ grant execute on function meshaudit_private.begin_search(text, text) to meshaudi
 create function meshaudit_private.note_reading(
   p_kind text, p_what text, p_identity text, p_more text, p_count bigint, p_whole boolean, p_role text
 ) returns boolean
-language plpgsql volatile security definer set search_path = ''
+-- no plan shows what the identity is called elsewhere
+language plpgsql volatile security definer set search_path = '' set debug_print_plan = off
 as $$
 begin
   if p_kind is null or p_count < 0 then
@@ -2633,8 +2671,8 @@ comment on function meshaudit_private.record_reading(text, text, text) is
 comment on function meshaudit_private.reading(text) is 'Records a query of the view audit_logs, unless it is a search''s own.';
 comment on function meshaudit_private.bypasses(text) is 'Whether row security does not apply to a role.';
 comment on function meshaudit_private.reading_outcome(text) is 'granted, or denied for a role that sees no scope.';
-comment on function meshaudit_private.search_token(text) is 'What a search shows to reading(): a nonce, and a keyed hash of it for this session.';
-comment on function meshaudit_private.is_search(text) is 'Whether a token was made by begin_search() in this session.';
+comment on function meshaudit_private.search_token(text) is 'What a search shows to reading(): a nonce, and a keyed hash of it for this statement.';
+comment on function meshaudit_private.is_search(text) is 'Whether a token was made by begin_search() in this statement.';
 comment on function meshaudit_private.begin_search(text, text) is 'A search''s token, the scopes that its caller sees (null is all), and what the identity that it asks for is called.';
 comment on function meshaudit_private.note_reading(text, text, text, text, bigint, boolean, text) is 'Records a reading of a kind, and how many entries it showed.';
 comment on function meshaudit.note_reading(text, text, bigint, boolean, text) is
@@ -2818,7 +2856,8 @@ create function meshaudit_private.search(
 ) returns setof meshaudit.audit_logs
 -- What the policy leaves of rows cannot be estimated: without this, reading all that match and sorting it looks cheaper than
 -- stopping after a page.
-language plpgsql volatile security invoker set search_path = '' set enable_bitmapscan = off
+-- And no plan shows its token to the client.
+language plpgsql volatile security invoker set search_path = '' set enable_bitmapscan = off set debug_print_plan = off
 as $$
 declare
   v_time pg_catalog.timestamptz;
@@ -2950,7 +2989,8 @@ comment on function meshaudit_private.search(
 
 -- As the caller, who has no USAGE on this schema: it names nothing of it.
 create function meshaudit_private.find(p_id bigint, p_token text) returns setof meshaudit.audit_logs
-language plpgsql volatile security invoker set search_path = ''
+-- no plan shows its token to the client
+language plpgsql volatile security invoker set search_path = '' set debug_print_plan = off
 as $$
 begin
   perform pg_catalog.set_config('meshaudit.search', p_token, true);
@@ -4079,20 +4119,20 @@ language sql volatile set search_path = ''
 as $$
   with numbered as materialized (
     select e.entry, e.minute, e.denied, pg_catalog.row_number() over (
-      partition by e.denied, (e.entry).user_identity, e.minute order by (e.entry).id) as number
+      partition by e.denied, (e.entry).identity_source, (e.entry).user_identity, e.minute order by (e.entry).id) as number
     from (
       select p as entry, p.outcome = 'denied' as denied, pg_catalog.date_trunc('minute', p."timestamp") as minute
       from unnest(p_entries) p) e
   ), before as materialized (
-    select d.user_identity, d.minute, d.denials from meshaudit_private.journal_denials d
+    select d.identity_source, d.user_identity, d.minute, d.denials from meshaudit_private.journal_denials d
   ), counted as (
-    insert into meshaudit_private.journal_denials as d (user_identity, minute, denials)
-      select (n.entry).user_identity, n.minute, pg_catalog.count(*) from numbered n where n.denied group by 1, 2
-      on conflict (user_identity, minute) do update set denials = d.denials + excluded.denials
+    insert into meshaudit_private.journal_denials as d (identity_source, user_identity, minute, denials)
+      select (n.entry).identity_source, (n.entry).user_identity, n.minute, pg_catalog.count(*) from numbered n where n.denied group by 1, 2, 3
+      on conflict (identity_source, user_identity, minute) do update set denials = d.denials + excluded.denials
   )
   select pg_catalog.array_agg(n.entry order by (n.entry).id)
   from numbered n
-  left join before b on b.user_identity = (n.entry).user_identity and b.minute = n.minute
+  left join before b on b.identity_source = (n.entry).identity_source and b.user_identity = (n.entry).user_identity and b.minute = n.minute
   where not n.denied or n.number + coalesce(b.denials, 0) <= 60
 $$;
 
@@ -4103,11 +4143,11 @@ as $$
   with closed as (
     delete from meshaudit_private.journal_denials
     where minute < pg_catalog.clock_timestamp() - '3 minutes'::pg_catalog.interval
-    returning user_identity, minute, denials
+    returning identity_source, user_identity, minute, denials
   )
   select pg_catalog.array_agg(row(
     pg_catalog.nextval('meshaudit_private.ledger_id'), (c.denials - 60) || ' more denials', 'read', c.minute,
-    c.user_identity, null, 'read', 'denied', 'meshaudit.denials', '*', 'database', null, session_user, session_user,
+    c.user_identity, null, 'read', 'denied', 'meshaudit.denials', '*', c.identity_source, null, session_user, session_user,
     null, null, null, pg_catalog.gen_random_uuid(), -1, 0::pg_catalog.int8, ''::pg_catalog.bytea,
     ''::pg_catalog.bytea)::meshaudit_private.ledger)
   from closed c
@@ -4278,7 +4318,7 @@ language sql volatile set search_path = ''
 as $$
   select
     pg_catalog.array_agg(row(
-      pg_catalog.nextval('meshaudit_private.ledger_id'), m.secret_id,
+      pg_catalog.nextval('meshaudit_private.ledger_id'), meshaudit_private.bounded(m.secret_id),
       case m.operation when 'read' then 'read' else 'write' end, meshaudit_private.time_of(m.at), m.user_identity,
       m.ip_address, m.operation,
       case
@@ -4404,20 +4444,23 @@ comment on function meshaudit_private.seal_messages(pg_lsn[], bytea[], pg_lsn, b
 -- What meshaudit.seal() (79_tick.sql) is made of: reads the slot and seals. Runs as its caller, who needs REPLICATION
 -- (Postgres asks for it) and meshaudit_operator; what touches the ledger is in SECURITY DEFINER functions.
 
--- Takes the sealer's place; no row: somebody else has it.
-create function meshaudit_private.begin_seal() returns table (slot_name text, sealed_lsn pg_lsn)
+-- Takes the sealer's place; no row: somebody else has it. settled: no open transaction, this one included, has moved
+-- sealed_lsn and may yet be rolled back.
+create function meshaudit_private.begin_seal() returns table (slot_name text, sealed_lsn pg_lsn, settled boolean)
 language plpgsql volatile security definer set search_path = ''
 as $$
 declare
   j meshaudit_private.journal;
   v_sealed pg_catalog.pg_lsn;
+  v_settled pg_catalog.bool;
 begin
   if pg_catalog.current_setting('transaction_isolation') <> 'read committed' then
     -- it must see entries that are committed after it began
     raise exception 'sealing takes a READ COMMITTED transaction' using errcode = 'MA005',
       hint = 'Run it in autocommit, or in a transaction of isolation level READ COMMITTED.';
   end if;
-  select p.sealed_lsn into v_sealed from meshaudit_private.journal_progress p for update skip locked;
+  select p.sealed_lsn, meshaudit_private.is_over(p.xmin) into v_sealed, v_settled
+    from meshaudit_private.journal_progress p for update skip locked;
   if not found then
     return;
   end if;
@@ -4429,7 +4472,7 @@ begin
     raise exception 'the journal''s slot "%" is gone or has lost records after %', j.slot_name, v_sealed
       using errcode = 'MA002', hint = 'Run select meshaudit.arm_journal(): it records the gap and makes a new slot.';
   end if;
-  return query select j.slot_name, v_sealed;
+  return query select j.slot_name, v_sealed, v_settled;
 end
 $$;
 revoke all on function meshaudit_private.begin_seal() from public;
@@ -4446,7 +4489,7 @@ begin atomic
   select pg_catalog.pg_replication_slot_advance(b.slot_name, b.sealed_lsn)
   from meshaudit_private.begin_seal() b
   join pg_catalog.pg_replication_slots s on s.slot_name = b.slot_name
-  where s.confirmed_flush_lsn < b.sealed_lsn;
+  where b.settled and s.confirmed_flush_lsn < b.sealed_lsn;
 
   with place as materialized (
     -- A run looks at a gigabyte of the log at most: what it is shown, foreign messages too, is on disk meanwhile.
@@ -4526,7 +4569,8 @@ revoke all on function meshaudit_private.slot_goes_on() from public;
 
 -- Notes that the slot was made at p_lsn: a new key, and an entry for what may have been lost before.
 create function meshaudit_private.note_armed(p_slot name, p_lsn pg_lsn, p_fresh boolean) returns text
-language plpgsql volatile security definer set search_path = ''
+-- a plan would show the key to the client
+language plpgsql volatile security definer set search_path = '' set debug_print_plan = off
 as $$
 declare
   j meshaudit_private.journal;
@@ -5032,9 +5076,10 @@ language plpgsql volatile set search_path = ''
 as $$
 begin
   insert into meshaudit_private.alert_counts as c (rule, identity_source, user_identity, bucket, scope, count)
-    select r.rule, f.identity_source, f.user_identity, meshaudit_private.window_of(r.period / 6, f."timestamp"),
+    select r.rule, f.identity_source, n.who, meshaudit_private.window_of(r.period / 6, f."timestamp"),
       case when min(f.scope) = max(f.scope) then min(f.scope) else '*' end, pg_catalog.count(*)
     from meshaudit.audit_feed f
+    cross join lateral (select meshaudit_private.first_name(f.user_identity)) n (who)
     join meshaudit_private.alert_rules r on r.enabled and meshaudit_private.is_access(f.secret_table) and case r.rule
       when 'reads' then f.operation = 'read' and f.outcome <> 'denied'
       when 'denials' then f.outcome = 'denied' else false end
@@ -5048,15 +5093,16 @@ begin
         pg_catalog.format('%s %s within %s', s.total, n.rule, n.period), n.last_at, s.total, n.count, n.last_id,
         null, null, n.ip_address)::meshaudit_private.alert_hit)
     from (
-      select r.rule, r.severity, r.period, r.threshold, f.identity_source, f.user_identity,
+      select r.rule, r.severity, r.period, r.threshold, f.identity_source, w.who as user_identity,
         max(f."timestamp") as last_at, max(f.id) as last_id, pg_catalog.count(*) as count,
         case when min(f.ip_address) = max(f.ip_address) then min(f.ip_address) end as ip_address
       from meshaudit.audit_feed f
+      cross join lateral (select meshaudit_private.first_name(f.user_identity)) w (who)
       join meshaudit_private.alert_rules r on r.enabled and meshaudit_private.is_access(f.secret_table) and case r.rule
         when 'reads' then f.operation = 'read' and f.outcome <> 'denied'
         when 'denials' then f.outcome = 'denied' else false end
       where f.feed_id > p_after and f.feed_id <= p_upto and f.kind = 'entry'
-      group by r.rule, f.identity_source, f.user_identity) n,
+      group by r.rule, f.identity_source, w.who) n,
     lateral (
       select pg_catalog.sum(c.count)::pg_catalog.int8 as total,
         case when min(c.scope) = max(c.scope) then min(c.scope) else '*' end as scope
@@ -5077,10 +5123,11 @@ declare
   v_new pg_catalog.int8;
 begin
   with used as materialized (
-    select distinct on (r.rule, f.identity_source, f.user_identity, w.what)
-      r.rule, r.severity, r.period, r.enabled_at + r.learns as since, w.what, w.told, f.identity_source, f.user_identity,
+    select distinct on (r.rule, f.identity_source, v.who, w.what)
+      r.rule, r.severity, r.period, r.enabled_at + r.learns as since, w.what, w.told, f.identity_source, v.who as user_identity,
       f.scope, f.id, f.secret_id, f.secret_table, f.ip_address, f."timestamp"
     from meshaudit.audit_feed f
+    cross join lateral (select meshaudit_private.first_name(f.user_identity)) v (who)
     join meshaudit_private.alert_rules r on r.enabled and r.rule in ('new_secret', 'new_network'),
     lateral (
       select pg_catalog.sha256(pg_catalog.convert_to(f.secret_table || ' ' || f.secret_id, 'UTF8')), 'a first access to this secret'
@@ -5091,7 +5138,7 @@ begin
           case pg_catalog.family(f.ip_address) when 4 then 24 else 48 end))::pg_catalog.inet as net) n
         where r.rule = 'new_network' and n.net is not null) w (what, told)
     where f.feed_id > p_after and f.feed_id <= p_upto and f.kind = 'entry' and meshaudit_private.is_access(f.secret_table)
-    order by r.rule, f.identity_source, f.user_identity, w.what, f.feed_id
+    order by r.rule, f.identity_source, v.who, w.what, f.feed_id
   ), noted as (
     insert into meshaudit_private.alert_seen as s (rule, identity_source, user_identity, what, seen_at)
       select u.rule, u.identity_source, u.user_identity, u.what, u."timestamp" from used u
@@ -5944,9 +5991,9 @@ create function meshaudit_private.id_expression(p_base oid, p_keys name[], p_ope
 language sql stable set search_path = ''
 as $$
   select case pg_catalog.cardinality(p_keys)
-    when 1 then pg_catalog.format('pg_catalog."left"(%s, 512)',
+    when 1 then pg_catalog.format('meshaudit_private.bounded(%s)',
       meshaudit_private.as_text(p_base, p_keys[1], pg_catalog.format(p_operand, p_keys[1], 1, 2)))
-    else pg_catalog.format('pg_catalog."left"(row(%s)::pg_catalog.text, 512)',
+    else pg_catalog.format('meshaudit_private.bounded(row(%s)::pg_catalog.text)',
       (select pg_catalog.string_agg(pg_catalog.format(p_operand, k, n, n + 1), ', ' order by n) from unnest(p_keys) with ordinality u (k, n))) end
 $$;
 
@@ -6074,24 +6121,25 @@ create function meshaudit_private.revealed(p meshaudit_private.protections, p_at
 language sql stable set search_path = ''
 as $$
   select pg_catalog.format(
-    '(select case when v.at is null then meshaudit_private.latest_%1$s_%2$s(%3$s, current_user) else meshaudit_private.reveal_%1$s_%2$s(v.c%2$s, %3$s, v.scope, v.since, v.at, current_user) end from (select) one left join meshaudit_private.values_%1$s v on v.at operator(pg_catalog.=) b.ctid and %4$s)',
+    '(select case when v.at is null then meshaudit_private.latest_%1$s_%2$s(%3$s, b.ctid, current_user) else meshaudit_private.reveal_%1$s_%2$s(v.c%2$s, %3$s, v.scope, v.since, v.at, current_user) end from (select) one left join meshaudit_private.values_%1$s v on v.at operator(pg_catalog.=) b.ctid and %4$s)',
     p.protection_id, p_attnum,
     (select pg_catalog.string_agg(pg_catalog.format('b.%I', k), ', ' order by i) from unnest(p.key_columns) with ordinality u (k, i)),
     meshaudit_private.key_condition(p.base, 'v.k%2$s', 'b.%1$I'))
 $$;
 
--- A look with a snapshot of its own. In standard SQL: the caller, as whom they run, can name nothing here. The outer one
+-- A look with a snapshot of its own, for the version that the query has met: one that came after it has passed no policy
+-- in the caller's name. In standard SQL: the caller, as whom they run, can name nothing here. The outer one
 -- is STABLE, else the view would not be flat.
 create function meshaudit_private.latest_functions(p meshaudit_private.protections) returns setof text
 language sql stable set search_path = ''
 as $$
   select pg_catalog.format(
-    'create function meshaudit_private.%1$I(%2$s, pg_catalog.name) returns %3$s language sql %4$s parallel unsafe cost 100000 return %5$s; grant execute on function meshaudit_private.%1$I(%2$s, pg_catalog.name) to public; comment on function meshaudit_private.%1$I(%2$s, pg_catalog.name) is %6$L',
+    'create function meshaudit_private.%1$I(%2$s, pg_catalog.tid, pg_catalog.name) returns %3$s language sql %4$s parallel unsafe cost 100000 return %5$s; grant execute on function meshaudit_private.%1$I(%2$s, pg_catalog.tid, pg_catalog.name) to public; comment on function meshaudit_private.%1$I(%2$s, pg_catalog.tid, pg_catalog.name) is %6$L',
     f.prefix || p.protection_id || '_' || a.attnum, k.types, meshaudit_private.type_name(p.base, a.attname), f.volatility,
     case f.prefix
-      when 'latest_' then pg_catalog.format('meshaudit_private.newest_%s_%s(%s, $%s)', p.protection_id, a.attnum, k.arguments, k.count + 1)
-      else pg_catalog.format('(select meshaudit_private.reveal_%1$s_%2$s(v.c%2$s, %3$s, v.scope, v.since, v.at, $%4$s) from (select) one left join meshaudit_private.values_%1$s v on %5$s)',
-        p.protection_id, a.attnum, k.arguments, k.count + 1, meshaudit_private.key_condition(p.base, 'v.k%2$s', '$%2$s')) end,
+      when 'latest_' then pg_catalog.format('meshaudit_private.newest_%s_%s(%s, $%s, $%s)', p.protection_id, a.attnum, k.arguments, k.count + 1, k.count + 2)
+      else pg_catalog.format('(select meshaudit_private.reveal_%1$s_%2$s(v.c%2$s, %3$s, v.scope, v.since, v.at, $%4$s) from (select) one left join meshaudit_private.values_%1$s v on v.at operator(pg_catalog.=) $%6$s and %5$s)',
+        p.protection_id, a.attnum, k.arguments, k.count + 2, meshaudit_private.key_condition(p.base, 'v.k%2$s', '$%2$s'), k.count + 1) end,
     'Reveals a secret column of the newest version of a protected row, and records it.')
   from pg_catalog.pg_attribute a,
     (values (1, 'newest_', 'volatile'), (2, 'latest_', 'stable')) f (n, prefix, volatility),
@@ -7594,7 +7642,8 @@ revoke all on function meshaudit.place_hold(text, text, text, text, timestamptz,
 grant execute on function meshaudit.place_hold(text, text, text, text, timestamptz, timestamptz) to meshaudit_auditor;
 
 create function meshaudit_private.lift_hold(p_hold bigint, p_reason text, p_role text) returns boolean
-language plpgsql volatile security definer set search_path = ''
+-- no plan shows another scope's hold to the client
+language plpgsql volatile security definer set search_path = '' set debug_print_plan = off
 as $$
 declare
   h meshaudit_private.holds;
@@ -8063,7 +8112,8 @@ begin
   if pg_catalog.strpos(reason, identity) > 0 then
     perform meshaudit_private.refuse('MA005', 'the reason names the identity', 'It is recorded for good: give the number of the request.');
   end if;
-  lock table meshaudit_private.holds in share mode;
+  -- waits for no auditor whose hold is not committed
+  lock table meshaudit_private.holds in share mode nowait;
   -- what a hold matches otherwise may be this identity's
   select h.hold into v_hold from meshaudit_private.holds h
     where h.user_identity is null or h.user_identity = any (v_names) order by h.hold limit 1;
@@ -8079,6 +8129,8 @@ begin
     v_count := v_count + 1;
   end loop;
   return v_count;
+exception when lock_not_available then
+  raise exception 'a hold is being changed just now' using errcode = '55P03', hint = 'Try again in a moment; nothing was done.';
 end
 $$;
 revoke all on function meshaudit.erase_identity(text, text) from public;
@@ -8088,7 +8140,7 @@ comment on function meshaudit_private.identity_of(text, text) is 'meshaudit.iden
 comment on function meshaudit.identity_of(text) is
   'The identity behind a pseudonym, to an auditor who may see one of its entries; null if it was erased, or is none. Recorded as a read of meshaudit.audit_logs.';
 comment on function meshaudit.erase_identity(text, text) is
-  'Destroys what joins an identity with its pseudonyms; returns how many there were. Recorded as a delete of meshaudit.identities for each, which names the pseudonym and the reason, not the identity. Raises MA005 under a legal hold that may be on its entries, and if the reason names it.';
+  'Destroys what joins an identity with its pseudonyms; returns how many there were. Recorded as a delete of meshaudit.identities for each, which names the pseudonym and the reason, not the identity. Raises MA005 under a legal hold that may be on its entries, and if the reason names it; 55P03 while holds are being changed.';
 
 -- sql/98_publish_feed.sql
 

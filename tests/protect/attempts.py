@@ -132,12 +132,12 @@ ATTACKS = (
         "create table f5 (id uuid references public.projects on delete cascade); table f5",
     )),
     Attack("the functions by name", (
-        "select c4 from meshaudit_private.values_1", "table meshaudit_private.values_1", "select meshaudit_private.latest_1_4('{others}', 'x')", "select meshaudit_private.newest_1_4('{others}', 'x')",
+        "select c4 from meshaudit_private.values_1", "table meshaudit_private.values_1", "select meshaudit_private.latest_1_4('{others}', '(0,1)', 'x')", "select meshaudit_private.newest_1_4('{others}', '(0,1)', 'x')",
         "select meshaudit_private.reveal_1_4('\\x00', '{others}', '{project}', '1', '(0,1)', 'x')", "select meshaudit_private.look_1('x')", "create view mine_1 as table meshaudit_private.values_1", "copy meshaudit_private.values_1 to stdout",
         "create trigger t instead of insert on mine_too for each row execute function meshaudit_private.insert_1()", "create trigger t after insert on kept referencing new table as new_rows for each statement execute function meshaudit_private.writes_1()",
         "create operator ### (leftarg = uuid, rightarg = name, function = meshaudit_private.latest_1_4)", "select meshaudit_private.record_reveal('a', 'b', 'c', 'd', true)", "table meshaudit_private.protections", "table meshaudit_private.reveal_key",
-        "create cast (uuid as bytea) with function meshaudit_private.latest_1_4(uuid, name)", "select pg_get_functiondef(p.oid) from pg_proc p where proname = 'reveal_1_4'", "select pg_get_viewdef('public.secrets'::regclass), pg_get_viewdef((select oid from pg_class where relname = 'values_1'))",
-        "alter function meshaudit_private.latest_1_4(uuid, name) security definer", "create aggregate a (uuid) (sfunc = meshaudit_private.newest_1_4, stype = bytea)",
+        "create cast (uuid as bytea) with function meshaudit_private.latest_1_4(uuid, tid, name)", "select pg_get_functiondef(p.oid) from pg_proc p where proname = 'reveal_1_4'", "select pg_get_viewdef('public.secrets'::regclass), pg_get_viewdef((select oid from pg_class where relname = 'values_1'))",
+        "alter function meshaudit_private.latest_1_4(uuid, tid, name) security definer", "create aggregate a (uuid) (sfunc = meshaudit_private.newest_1_4, stype = bytea)",
         "do $$ begin execute replace(pg_get_viewdef('public.secrets'::regclass), 'b.ctid', quote_literal('(0,3)') || '::tid'); end $$",
     )),
     Attack("more places", (
