@@ -127,14 +127,14 @@ ATTACKS = (
     ), "all"),
     Attack("explain", ("explain (analyze, verbose) select id from public.secrets where leak(value_encrypted)", "explain (analyze, verbose, buffers) select value_encrypted from public.secrets"), "all"),
     Attack("plans", ("explain (verbose) select id from public.secrets where value_encrypted > '\\x70'", "explain (verbose, costs) select value_encrypted from public.secrets order by value_encrypted")),
-    Attack("statistics", ("select * from pg_stats", "select * from pg_stats_ext", "select * from pg_stats_ext_exprs", "select * from pg_statistic", "select * from pg_statistic_ext_data", "select * from pg_stat_activity", "analyze verbose public.secrets", f"analyze verbose {B}")),
+    Attack("statistics", ("select * from pg_stats", "select * from pg_stats_ext", "select * from pg_stats_ext_exprs", "select * from pg_statistic", "select * from pg_statistic_ext_data", "select * from pg_stat_activity", "analyze verbose public.secrets", f"analyze verbose {B}", f"cluster verbose {B} using secrets_pkey")),
     Attack("row security off", ("set local row_security = off; select value_encrypted from public.secrets", f"set local row_security = off; table {B}", "set local row_security = off; select * from public.secrets where id = '{others}'"), "off"),
     Attack("making things on it", (
         f"create trigger t before update on {B} for each row execute function spy()", "create trigger t instead of update on public.secrets for each row execute function spy()",
         f"create rule r as on update to {B} do also select old.value_encrypted", "create rule r as on update to public.secrets do also select 1", f"create policy p on {B} using (leak(value_encrypted))",
         f"alter table {B} add constraint c check (leak(value_encrypted))", f"alter table {B} alter column key set default grab()", f"create index on {B} (gather('', value_encrypted))", f"create statistics s on key, value_encrypted from {B}",
         f"alter table {B} disable row level security", f"alter table {B} disable trigger all", f"alter table {B} set schema public", "drop view public.secrets", "alter view public.secrets reset (security_invoker)",
-        "create or replace view public.secrets as select 1", "alter view public.secrets rename to x", f"alter table {B} owner to current_user", f"truncate {B}", f"cluster {B} using secrets_pkey", "create publication p for all tables",
+        "create or replace view public.secrets as select 1", "alter view public.secrets rename to x", f"alter table {B} owner to current_user", f"truncate {B}", "create publication p for all tables",
     )),
     Attack("foreign keys", (
         f"create table f1 (v uuid references {B} (id) on update set null on delete cascade)", f"create table f2 (id uuid references {B})", "create table f3 (id uuid references public.secrets)",

@@ -1,7 +1,5 @@
 """Guards that only a rare case tells from their absence: each test here fails when one condition is left out."""
 
-import json
-
 import psycopg
 import pytest
 from psycopg import sql
@@ -58,18 +56,62 @@ def test_what_is_not_inherited_shows_nothing(db: Db) -> None:
     assert one(conn, "select count(*) from meshaudit.audit_logs where scope = 'a'") > 0
 
 
-def test_who_can_become_a_reader_of_all_data_hides_no_query(db: Db) -> None:
-    """As pg_read_all_data one can name the function that makes a search's token, and call it as oneself."""
-    between = db.role("between", "pg_read_all_data", login=False, inherit=False)
-    conn = db.connect(db.role("auditor", between))
+TOKEN = "select b.token from meshaudit_private.begin_search(current_user, null) b"
+
+
+def _auditor(db: Db, *groups: str) -> Conn:
+    conn = db.connect(db.role("auditor", *groups))
     db.su.execute("select meshaudit.grant_auditor(%s)", [conn.info.user])
-    conn.execute("set role pg_read_all_data")
-    conn.execute("prepare token as select b.token from meshaudit_private.begin_search(current_user, null) b")
-    conn.execute("reset role")
-    conn.execute("select set_config('meshaudit.search', %s, false)", [one(conn, "execute token")])
+    return conn
+
+
+def _recorded(db: Db, conn: Conn, token: str) -> list[str]:
+    """What the log says of a query that shows this token."""
+    conn.execute("select set_config('meshaudit.search', %s, false)", [token])
     before = len(_log(db))
     conn.execute("select * from meshaudit.audit_logs")
-    assert [what for what, _ in _log(db)[before:]] == ["a query"]
+    return [what for what, _ in _log(db)[before:]]
+
+
+def test_who_can_become_a_reader_of_all_data_hides_no_query(db: Db) -> None:
+    """As pg_read_all_data one can name the function that makes a search's token, and call it as oneself."""
+    conn = _auditor(db, db.role("between", "pg_read_all_data", login=False, inherit=False))
+    conn.execute("set role pg_read_all_data")
+    conn.execute(f"prepare token as {TOKEN}".encode())
+    conn.execute("reset role")
+    assert _recorded(db, conn, one(conn, "execute token")) == ["a query"]
+
+
+def test_a_token_is_for_its_session_and_not_for_who_can_make_it(db: Db) -> None:
+    maker, other = _auditor(db), _auditor(db)
+    db.su.execute(
+        sql.SQL("grant usage on schema meshaudit_private to {}").format(sql.Identifier(str(maker.info.user)))
+    )
+    token = one(maker, TOKEN)
+    assert _recorded(db, other, token) == ["a query"]
+    assert _recorded(db, maker, token) == ["a query"]
+
+
+# -- protected tables
+
+
+def test_a_mark_cannot_be_made_by_who_knows_all_but_the_key(db: Db) -> None:
+    db.su.execute("create table guarded (id int primary key, v text); insert into guarded values (1, 'x')")
+    role = db.role("reader")
+    db.su.execute(f"grant select on guarded to {role}".encode())
+    db.su.execute("select meshaudit.protect('guarded', '{v}')")
+    query = "select xidsend(xmin), tidsend(ctid) from meshaudit_protected.guarded"
+    xmin, ctid = db.su.execute(query).fetchall()[0]
+    conn = db.connect(role)
+    conn.execute(
+        f"""do $$ declare x text; begin
+          perform set_config('meshaudit.revealed', encode(sha256(timestamptz_send(transaction_timestamp())
+            || timestamptz_send(statement_timestamp()) || int4send(pg_backend_pid())
+            || '\\x{xmin.hex()}'::bytea || '\\x{ctid.hex()}'::bytea || convert_to('public.guarded 1', 'UTF8')), 'hex'), true);
+          select v into x from guarded;
+        end $$""".encode()
+    )
+    assert _log(db, "secret_table = 'public.guarded'") == [("1", "granted")]
 
 
 # -- a record is on disk before the value is returned
