@@ -44,8 +44,13 @@ B = "meshaudit_protected.secrets"
 # What Postgres has no way to do, whoever asks; everything else must fail for want of a right, or not at all
 # (tests/test_hostile_ways.py): a slip in a statement would pass for a refusal.
 IMPOSSIBLE = {
-    "42P10": ("on conflict (id) do update set key = encode(secrets.value_encrypted, 'hex') returning key",),  # a view has no constraint
-    "42809": ("copy public.secrets to stdout", "create table f3 (id uuid references public.secrets)"),  # nor is it a table
+    "42P10": (
+        "on conflict (id) do update set key = encode(secrets.value_encrypted, 'hex') returning key",
+    ),  # a view has no constraint
+    "42809": (
+        "copy public.secrets to stdout",
+        "create table f3 (id uuid references public.secrets)",
+    ),  # nor is it a table
     "0A000": ("_to_xml(",),  # servers built without libxml
 }
 
@@ -191,7 +196,7 @@ ATTACKS = (
         "create function sha256(bytea) returns bytea language sql as $$ select '\\x00'::bytea $$; set local search_path = {lab}, pg_catalog; table public.secrets",
     ), "all"),
     Attack("settings", (
-        "select set_config('meshaudit.revealed', repeat('0', 64), false); table public.secrets", "set local transaction_read_only = on; table public.secrets", "set local debug_parallel_query = on; table public.secrets",
+        "select set_config('meshaudit.revealed', repeat('0', 64), false); table public.secrets", "set local transaction_read_only = on; table public.secrets", "select set_config(name, 'on', true) from pg_settings where name in ('debug_parallel_query', 'force_parallel_mode'); table public.secrets",
         "set local constraint_exclusion = on; set local enable_seqscan = off; table public.secrets", "set local plan_cache_mode = force_generic_plan; prepare p as select value_encrypted from public.secrets; execute p",
         "set local request.method = 'GET'; set local request.jwt.claims = '{{}}'; table public.secrets", "set local meshaudit.actor = 'somebody'; table public.secrets",
     ), "some"),

@@ -1,9 +1,15 @@
 """Guards that only a rare case tells from their absence: each test here fails when one condition is left out."""
 
+import asyncio
+
+import httpx
 import psycopg
 import pytest
 from psycopg import sql
 
+from meshaudit.api.app import create
+from meshaudit.api.settings import Settings
+from tests.api_support import SECRET, bearer, gateway, problem, record
 from tests.journal_support import READ, READ_MANY, Conn, Journal, one
 from tests.support import Db, unique
 
@@ -124,7 +130,10 @@ WAYS = {
     "by key, in journal mode": ("select meshaudit.read_secret_by_key('first')", "journal"),
     "many, in journal mode": ("select count(*) from meshaudit.read_secrets(array[{id}, {other}])", "journal"),
     "a protected row": ("select v from guarded", "ledger"),
-    "in somebody's name": ("select meshaudit.read_secret({id}), set_config('meshaudit.actor', '', true)", "ledger"),
+    "in somebody's name": (
+        "select meshaudit.read_secret({id}), set_config('meshaudit.actor', '', true)",
+        "ledger",
+    ),
 }
 
 
@@ -150,3 +159,79 @@ def test_every_read_is_flushed(db: Db, begin: str) -> None:
             late.append(name)
         client.execute("rollback")
     assert not late
+
+
+# -- the sealer
+
+
+def test_sent_again_before_it_was_sealed(db: Db) -> None:
+    """A record and its copies in one run: no run before it could know of them."""
+    journal = Journal(db)
+    client = journal.client()
+    client.execute("begin read only")
+    one(client, READ, journal.secret)
+    client.execute("rollback")
+    db.su.execute("create table flushes_the_log ()")
+    slot = one(db.su, "select slot_name from meshaudit_private.journal")
+    db.su.execute(
+        "select pg_logical_emit_message(false, 'meshaudit', substr(data, 25)) from pg_logical_slot_peek_binary_changes("
+        "%s, null, null, 'proto_version', '1', 'publication_names', 'meshaudit_journal', 'messages', 'true')"
+        " where get_byte(data, 0) = 77 and get_byte(data, 1) = 0 order by lsn desc limit 1",
+        [slot],
+    )
+    db.su.execute("create table flushes_the_log_again ()")
+    assert one(journal.operator, "select meshaudit.seal()") == 1
+    assert journal.outcomes() == ["granted"]
+    assert journal.refused() == (0, 0, 1)
+
+
+@pytest.mark.parametrize("batch", [False, True])
+def test_a_claim_that_is_rolled_back_is_told_by_one_pseudonym(db: Db, batch: bool) -> None:
+    """The journal has it plain: a pseudonym there would get a pseudonym of its own, and nobody could look behind it."""
+    db.su.execute("select meshaudit.set_setting('erasable_identities', 'on')")
+    journal = Journal(db)
+    ids = [journal.secret, journal.write("second"), journal.write("third")]
+    client = journal.client()
+    client.execute("select set_config('meshaudit.actor', 'carol', false)")
+    client.execute("begin")
+    for _ in [None] if batch else ids:
+        client.execute(READ_MANY if batch else READ, [ids if batch else ids[0]])
+    client.execute("rollback")
+    journal.seal()
+    claims = db.su.execute(
+        "select claimed_identity, meshaudit.identity_of(claimed_identity) from meshaudit.audit_logs"
+        " where outcome = 'rolled_back'"
+    ).fetchall()
+    assert [behind for _, behind in claims] == ["carol"] * 3
+    assert all(claim.startswith("erasable:") for claim, _ in claims)
+
+
+# -- the API
+
+
+def test_exports_are_few_and_end_in_time(db: Db) -> None:
+    """One waits for the log until its time is over; meanwhile there is no other, neither the same caller's nor another's."""
+    record(db, "k")
+    settings = Settings(dsn=db.dsn(gateway(db)), jwt_secret=SECRET, export_seconds=1, pool_size=2)
+    db.su.execute("select meshaudit.grant_auditor('ann'), meshaudit.grant_auditor('ben')")
+    asgi, app = create(settings)
+
+    async def ask(*callers: str) -> list[httpx.Response]:
+        transport = httpx.ASGITransport(asgi, raise_app_exceptions=False)
+        async with (
+            app.router.lifespan_context(app),
+            httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1", timeout=8) as client,
+        ):
+            asked = (client.get("/api/audit-logs/export", headers=bearer(who)) for who in callers)
+            return await asyncio.gather(*asked)
+
+    # A partition that no entry of now goes to: only who reads the log waits for it.
+    last = one(db.su, "select partition from meshaudit.partitions() order by from_time desc limit 1")
+    with db.su.transaction():
+        db.su.execute("set local idle_in_transaction_session_timeout = '9s'")
+        db.su.execute(f"lock table meshaudit_private.{last} in access exclusive mode".encode())
+        late, again, other = asyncio.run(ask("ann", "ann", "ben"))
+    late, again = sorted((late, again), key=lambda answer: -answer.status_code)
+    assert problem(late, 503)["type"].endswith(":timeout")
+    assert problem(again, 429)["type"].endswith(":too-many")
+    assert problem(other, 503)["type"].endswith(":busy")
