@@ -185,6 +185,20 @@ def test_sent_again_before_it_was_sealed(db: Db) -> None:
     assert journal.refused() == (0, 0, 1)
 
 
+def test_the_bound_on_denials_is_of_a_minute_not_of_a_run(db: Db) -> None:
+    journal = Journal(db)
+    minute, before = "select date_trunc('minute', clock_timestamp())", None
+    while before != one(db.su, minute):  # once more if a minute has ended meanwhile
+        before = one(db.su, minute)
+        client = db.connect(db.role("client", "meshaudit_client"))
+        for count in (50, 20):
+            for _ in range(count):
+                assert _refused(client, "select meshaudit.read_secret_by_key('none')") == "MA004"
+            journal.seal()
+        entries = len(_log(db, f"outcome = 'denied' and db_user = '{client.info.user}'"))
+    assert entries == 60
+
+
 @pytest.mark.parametrize("batch", [False, True])
 def test_a_claim_that_is_rolled_back_is_told_by_one_pseudonym(db: Db, batch: bool) -> None:
     """The journal has it plain: a pseudonym there would get a pseudonym of its own, and nobody could look behind it."""
@@ -204,6 +218,19 @@ def test_a_claim_that_is_rolled_back_is_told_by_one_pseudonym(db: Db, batch: boo
     ).fetchall()
     assert [behind for _, behind in claims] == ["carol"] * 3
     assert all(claim.startswith("erasable:") for claim, _ in claims)
+
+
+def test_a_hold_on_anything_may_be_on_anybody(db: Db) -> None:
+    db.su.execute("select meshaudit.set_setting('erasable_identities', 'on')")
+    db.su.execute("select set_config('meshaudit.actor', 'carol', false)")
+    db.su.execute("select meshaudit.write_secret('k', 'v', 'red')")
+    erase = "select meshaudit.erase_identity('carol', 'request 1')"
+    for condition in ("scope => 'red'", "secret_id => 'k'", "from_time => now()", "user_identity => 'carol'"):
+        hold = one(db.su, f"select meshaudit.place_hold('case', {condition})")
+        assert _refused(db.su, erase) == "MA005", condition
+        db.su.execute("select meshaudit.lift_hold(%s, 'over')", [hold])
+    db.su.execute("select meshaudit.place_hold('case', user_identity => 'dave')")
+    assert one(db.su, erase) >= 1
 
 
 # -- the API

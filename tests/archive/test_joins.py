@@ -1,6 +1,8 @@
 """What joins archives, manifest by manifest: each fault that no file has by itself, and its absence."""
 
 import hashlib
+import json
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
