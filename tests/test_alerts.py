@@ -65,7 +65,7 @@ def test_denials_and_rolled_back(db: Db) -> None:
     rule(db, "rolled_back")
     client = journal.client()
     for attempt in range(3):
-        with pytest.raises(psycopg.Error):
+        with pytest.raises(psycopg.Error, match="no such secret"):
             one(client, "select meshaudit.read_secret(gen_random_uuid())")
         journal.seal()
         assert len(alerts(db.su)) == (attempt == 2)

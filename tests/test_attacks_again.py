@@ -64,7 +64,9 @@ def test_no_plan_shows_a_key(db: Db) -> None:
     for table, mode in (("a", "ledger"), ("b", "journal")):
         db.su.execute(f"create table public.{table} (id int primary key, v text)".encode())
         db.su.execute(f"grant select, insert on public.{table} to {user}".encode())
-        db.su.execute("select meshaudit.protect(%s::text::regclass, '{v}', null, %s)", [f"public.{table}", mode])
+        db.su.execute(
+            "select meshaudit.protect(%s::text::regclass, '{v}', null, %s)", [f"public.{table}", mode]
+        )
     client = db.connect(user)
     heard = planned(client)
     secrets = [one(client, "select meshaudit.write_secret(%s, 'v')", f"k{i}") for i in range(3)]
@@ -75,7 +77,9 @@ def test_no_plan_shows_a_key(db: Db) -> None:
         client.execute("select * from meshaudit.read_secrets(%s)", [secrets])
         if mode == "read write":
             for table in ("a", "b"):
-                client.execute(f"insert into public.{table} select i, 'v' from generate_series(1, 3) i".encode())
+                client.execute(
+                    f"insert into public.{table} select i, 'v' from generate_series(1, 3) i".encode()
+                )
         client.execute("select v from public.a")
         client.execute("select v from public.b")
         client.execute("commit")
@@ -114,7 +118,9 @@ def test_no_plan_shows_what_somebody_is_called(db: Db) -> None:
     db.su.execute("select meshaudit.grant_auditor(%s, 'blue')", [auditor])
     conn = db.connect(auditor)
     heard = planned(conn)
-    assert conn.execute("select * from meshaudit.search_audit_logs(user_identity => 'alice')").fetchall() == []
+    assert (
+        conn.execute("select * from meshaudit.search_audit_logs(user_identity => 'alice')").fetchall() == []
+    )
     conn.execute("select meshaudit.note_reading('export', user_identity => 'alice')")
     assert heard
     assert name.encode() not in constants(heard)
@@ -195,7 +201,9 @@ def test_no_two_subjects_are_one(db: Db) -> None:
     name = "erasable:" + "0" * 40
     for subject in (long, told, name):
         gateway.connect(subject).execute(READ, [gateway.secret])
-    rows = db.su.execute("select user_identity from meshaudit.audit_logs where identity_source = 'jwt' order by id")
+    rows = db.su.execute(
+        "select user_identity from meshaudit.audit_logs where identity_source = 'jwt' order by id"
+    )
     names = [identity for (identity,) in rows.fetchall()]
     assert len(set(names)) == 3
     assert names[0] == told

@@ -245,8 +245,9 @@ def test_no_entry_no_value(client: Conn, log: Any) -> None:
     secret = write(client, "k", b"v")
     for call in ("read_secret(%s)", "read_secrets(array[%s]::uuid[])"):
         client.execute("begin read only")
-        with pytest.raises(psycopg.Error):
+        with pytest.raises(psycopg.Error) as caught:
             client.execute(f"select meshaudit.{call}".encode(), [secret])
+        assert caught.value.sqlstate == "MA002"
         client.execute("rollback")
     assert len(log("id", 99)) == 1
 

@@ -30,6 +30,8 @@ create function box(bytea) returns boxed language sql as $$ select row($1)::@LAB
 create cast (bytea as boxed) with function box(bytea);
 create function grab() returns text language sql stable as $$ select string_agg(convert_from(value_encrypted, 'UTF8'), ' ') from public.secrets $$;
 create function grab_base() returns text language sql stable as $$ select string_agg(convert_from(value_encrypted, 'UTF8'), ' ') from meshaudit_protected.secrets $$;
+create function grab_fixed() returns text language sql immutable as $$ select string_agg(convert_from(value_encrypted, 'UTF8'), ' ') from public.secrets $$;
+create function keep_state(uuid, tid, name) returns uuid language sql as $$ select $1 $$;
 create table kept (v text default grab(), n int);
 create table checked (n int check (grab() is null));
 create function spy() returns trigger language plpgsql as $$ begin raise notice '% %', new, old; return new; end $$;
@@ -38,6 +40,19 @@ create view barrier with (security_barrier = true) as select * from public.secre
 """
 
 B = "meshaudit_protected.secrets"
+
+# What Postgres has no way to do, whoever asks; everything else must fail for want of a right, or not at all
+# (test_attempts.py): a slip in a statement would pass for a refusal.
+IMPOSSIBLE = {
+    "42P10": (
+        "on conflict (id) do update set key = encode(secrets.value_encrypted, 'hex') returning key",
+    ),  # a view has no constraint
+    "42809": (
+        "copy public.secrets to stdout",
+        "create table f3 (id uuid references public.secrets)",
+    ),  # nor is it a table
+    "0A000": ("_to_xml(",),  # servers built without libxml
+}
 
 ATTACKS = (
     Attack("the table by name", (
@@ -52,7 +67,7 @@ ATTACKS = (
         f"update {B} set key = encode(value_encrypted, 'hex')", f"update {B} set key = 'x' where value_encrypted > '\\x70'",
         f"update {B} set key = key returning value_encrypted", f"update {B} set key = key returning *", f"delete from {B} returning value_encrypted",
         f"delete from {B} where leak(value_encrypted)", f"update {B} set value_encrypted = value_encrypted || '\\x00'",
-        f"insert into {B} select * from {B}", f"insert into {B} (id, project_id, key, value_encrypted) values ('{{mine}}', '{{project}}', 'q', '\\x00') on conflict (id) do update set key = encode(secrets.value_encrypted, 'hex')",
+        f"insert into {B} select gen_random_uuid(), project_id, key || '2', value_encrypted from {B} returning id", f"insert into {B} (id, project_id, key, value_encrypted) values ('{{mine}}', '{{project}}', 'q', '\\x00') on conflict (id) do update set key = encode(secrets.value_encrypted, 'hex')",
         f"insert into {B} (id, project_id, key, value_encrypted) values ('{{mine}}', '{{project}}', 'q', '\\x00') on conflict (id) do update set key = 'z' where secrets.value_encrypted > '\\x00' returning key",
         f"insert into {B} (id, project_id, key, value_encrypted) values ('{{mine}}', '{{project}}', 'q', '\\x00') on conflict (id) do update set key = 'z' returning value_encrypted",
         f"merge into {B} b using (values (1)) v on true when matched and b.value_encrypted > '\\x00' then do nothing",
@@ -62,7 +77,7 @@ ATTACKS = (
         f"update {B} set key = null", f"update {B} set key = 'GITHUB_TOKEN'", f"update {B} set project_id = '{{mine}}'",
         "update public.secrets set key = null where id = '{mine}'", "update public.secrets set key = 'GITHUB_TOKEN' where id = '{mine}'",
         "update public.secrets set project_id = '{mine}' where id = '{mine}'", "update public.secrets set id = null where id = '{mine}'",
-        "update public.secrets set key = null", "delete from public.secrets where id = 'x'",
+        "update public.secrets set key = null", "delete from public.secrets where id = '{mine}' and 1 / (length(key) - length(key)) = 1",
         f"insert into {B} (id, project_id, key) values ('{{mine}}', '{{project}}', 'q')",
     ), "some"),
     Attack("errors that print a value", ("select value_encrypted::text::int from public.secrets", "select convert_from(value_encrypted, 'UTF8')::uuid from public.secrets where id = '{mine}'"), "mine"),
@@ -98,7 +113,7 @@ ATTACKS = (
         "select convert_from((value_encrypted::boxed).v, 'UTF8') from public.secrets", "select grab()", "select id from mine_too where leak(value_encrypted)",
         "select id from barrier where leak(value_encrypted)", "select id from (select * from public.secrets offset 0) s where leak(value_encrypted)", "select id from public.secrets s where leak_id(id) and leak(value_encrypted)",
     ), "all"),
-    Attack("defaults and checks", ("insert into kept (n) values (1) returning v", "insert into checked values (1)", "create domain d as int check (grab() is null); select 1::d", "create table made (v text generated always as (grab()) stored)"), "all"),
+    Attack("defaults and checks", ("insert into kept (n) values (1) returning v", "insert into checked values (1)", "create domain d as int check (grab() is null); select 1::d", "create table made (n int, v text generated always as (grab_fixed()) stored); insert into made (n) values (1) returning v"), "all"),
     Attack("copies of it", (
         "create table c1 as table public.secrets", "select * into c2 from public.secrets", "create materialized view c3 as table public.secrets",
         "create temp table c4 as select value_encrypted from public.secrets", "create view c5 as table public.secrets; table c5", "select query_to_xml('select value_encrypted from public.secrets', true, false, '')",
@@ -113,31 +128,31 @@ ATTACKS = (
     Attack("cursors", (
         "declare c cursor for table public.secrets; fetch all c", "declare c scroll cursor for select value_encrypted from public.secrets order by id; fetch last c; fetch absolute 1 c; fetch all c",
         "declare c binary cursor for select value_encrypted from public.secrets; fetch all c", "declare c cursor with hold for select value_encrypted from public.secrets; fetch all c",
-        "declare c cursor for select value_encrypted from public.secrets for update; fetch all c", "declare c refcursor; fetch all c",
+        "declare c cursor for select value_encrypted from public.secrets for update; fetch all c", "do $$ declare c refcursor; r record; begin open c for select convert_from(value_encrypted, 'UTF8') as v from public.secrets; loop fetch c into r; exit when not found; raise notice '%', r.v; end loop; end $$",
     ), "all"),
     Attack("explain", ("explain (analyze, verbose) select id from public.secrets where leak(value_encrypted)", "explain (analyze, verbose, buffers) select value_encrypted from public.secrets"), "all"),
     Attack("plans", ("explain (verbose) select id from public.secrets where value_encrypted > '\\x70'", "explain (verbose, costs) select value_encrypted from public.secrets order by value_encrypted")),
-    Attack("statistics", ("select * from pg_stats", "select * from pg_stats_ext", "select * from pg_stats_ext_exprs", "select * from pg_statistic", "select * from pg_statistic_ext_data", "select * from pg_stat_activity", "analyze verbose public.secrets", f"analyze verbose {B}")),
+    Attack("statistics", ("select * from pg_stats", "select * from pg_stats_ext", "select * from pg_stats_ext_exprs", "select * from pg_statistic", "select * from pg_statistic_ext_data", "select * from pg_stat_activity", "analyze verbose public.secrets", f"analyze verbose {B}", f"cluster verbose {B} using secrets_pkey")),
     Attack("row security off", ("set local row_security = off; select value_encrypted from public.secrets", f"set local row_security = off; table {B}", "set local row_security = off; select * from public.secrets where id = '{others}'"), "off"),
     Attack("making things on it", (
         f"create trigger t before update on {B} for each row execute function spy()", "create trigger t instead of update on public.secrets for each row execute function spy()",
         f"create rule r as on update to {B} do also select old.value_encrypted", "create rule r as on update to public.secrets do also select 1", f"create policy p on {B} using (leak(value_encrypted))",
         f"alter table {B} add constraint c check (leak(value_encrypted))", f"alter table {B} alter column key set default grab()", f"create index on {B} (gather('', value_encrypted))", f"create statistics s on key, value_encrypted from {B}",
         f"alter table {B} disable row level security", f"alter table {B} disable trigger all", f"alter table {B} set schema public", "drop view public.secrets", "alter view public.secrets reset (security_invoker)",
-        "create or replace view public.secrets as select 1", "alter view public.secrets rename to x", f"alter table {B} owner to current_user", f"truncate {B}", f"cluster {B}", "create publication p for all tables",
+        "create or replace view public.secrets as select 1", "alter view public.secrets rename to x", f"alter table {B} owner to current_user", f"truncate {B}", "create publication p for all tables",
     )),
     Attack("foreign keys", (
-        f"create table f1 (v bytea references {B} (value_encrypted))", f"create table f2 (id uuid references {B})", "create table f3 (id uuid references public.secrets)",
+        f"create table f1 (v uuid references {B} (id) on update set null on delete cascade)", f"create table f2 (id uuid references {B})", "create table f3 (id uuid references public.secrets)",
         f"create table f4 (project_id uuid, key text, foreign key (project_id, key) references {B} (project_id, key) on update cascade)",
         "create table f5 (id uuid references public.projects on delete cascade); table f5",
     )),
     Attack("the functions by name", (
         "select c4 from meshaudit_private.values_1", "table meshaudit_private.values_1", "select meshaudit_private.latest_1_4('{others}', '(0,1)', 'x')", "select meshaudit_private.newest_1_4('{others}', '(0,1)', 'x')",
-        "select meshaudit_private.reveal_1_4('\\x00', '{others}', '{project}', '1', '(0,1)', 'x')", "select meshaudit_private.look_1('x')", "create view mine_1 as table meshaudit_private.values_1", "copy meshaudit_private.values_1 to stdout",
+        "select meshaudit_private.reveal_1_4('\\x00', '{others}', '{project}', '1', '(0,1)', 'x')", "select meshaudit_private.look_1(current_user)", "create view mine_1 as table meshaudit_private.values_1", "copy (table meshaudit_private.values_1) to stdout",
         "create trigger t instead of insert on mine_too for each row execute function meshaudit_private.insert_1()", "create trigger t after insert on kept referencing new table as new_rows for each statement execute function meshaudit_private.writes_1()",
-        "create operator ### (leftarg = uuid, rightarg = name, function = meshaudit_private.latest_1_4)", "select meshaudit_private.record_reveal('a', 'b', 'c', 'd', true)", "table meshaudit_private.protections", "table meshaudit_private.reveal_key",
-        "create cast (uuid as bytea) with function meshaudit_private.latest_1_4(uuid, tid, name)", "select pg_get_functiondef(p.oid) from pg_proc p where proname = 'reveal_1_4'", "select pg_get_viewdef('public.secrets'::regclass), pg_get_viewdef((select oid from pg_class where relname = 'values_1'))",
-        "alter function meshaudit_private.latest_1_4(uuid, tid, name) security definer", "create aggregate a (uuid) (sfunc = meshaudit_private.newest_1_4, stype = bytea)",
+        "create function both(uuid, name) returns bytea language sql return meshaudit_private.latest_1_4($1, '(0,1)', $2); create operator ### (leftarg = uuid, rightarg = name, function = both); select '{others}'::uuid operator({lab}.###) current_user", "select meshaudit_private.record_access('read', 'a', 'b', 'c', 'd', true)", "table meshaudit_private.protections", "table meshaudit_private.reveal_key",
+        "create function newest(uuid) returns bytea language sql return meshaudit_private.newest_1_4($1, '(0,1)', current_user); select newest('{others}')", "select pg_get_functiondef(p.oid) from pg_proc p where proname = 'reveal_1_4'", "select pg_get_viewdef('public.secrets'::regclass), pg_get_viewdef((select oid from pg_class where relname = 'values_1'))",
+        "alter function meshaudit_private.latest_1_4(uuid, tid, name) security definer", "create aggregate a (tid, name) (sfunc = keep_state, stype = uuid, finalfunc = meshaudit_private.newest_1_4, finalfunc_extra, initcond = '{others}'); select a('(0,1)', current_user)",
         "do $$ begin execute replace(pg_get_viewdef('public.secrets'::regclass), 'b.ctid', quote_literal('(0,3)') || '::tid'); end $$",
     )),
     Attack("more places", (
@@ -160,7 +175,7 @@ ATTACKS = (
     Attack("merge", (
         "merge into public.secrets s using (values ('{mine}'::uuid)) v (i) on s.id = v.i when matched and s.value_encrypted > '\\x00' then update set key = encode(s.value_encrypted, 'hex') returning s.key", "merge into public.secrets s using (values ('{mine}'::uuid)) v (i) on s.id = v.i when matched then delete returning old.value_encrypted",
     ), "mine", needs=18),
-    Attack("merge by what is not there", (f"merge into {B} b using (values (1)) v on false when not matched by source and b.value_encrypted > '\\x00' then update set key = 'x'", f"merge into {B} b using (values (1)) v on false when not matched by source then update set key = 'x' returning b.value_encrypted"), needs=17),
+    Attack("merge by what is not there", (f"merge into {B} b using (values (1)) v on false when not matched by source and b.value_encrypted > '\\x00' then update set key = b.key || 'x'", f"merge into {B} b using (values (1)) v on false when not matched by source then update set key = b.key || 'x' returning b.value_encrypted"), needs=17),
     Attack("guesses that constraints answer", (
         "insert into public.secrets (id, project_id, key, value_encrypted) values ('{others}', '{project}', 'q', '\\x736b5f6c6976655f63')", f"insert into {B} (id, project_id, key, value_encrypted) values ('{{others}}', '{{project}}', 'q', '\\x00') on conflict do nothing",
         "update public.secrets set id = '{others}' where id = '{mine}'",
@@ -181,13 +196,13 @@ ATTACKS = (
         "create function sha256(bytea) returns bytea language sql as $$ select '\\x00'::bytea $$; set local search_path = {lab}, pg_catalog; table public.secrets",
     ), "all"),
     Attack("settings", (
-        "select set_config('meshaudit.revealed', repeat('0', 64), false); table public.secrets", "set local transaction_read_only = on; table public.secrets", "set local debug_parallel_query = on; table public.secrets",
+        "select set_config('meshaudit.revealed', repeat('0', 64), false); table public.secrets", "set local transaction_read_only = on; table public.secrets", "select set_config(name, 'on', true) from pg_settings where name in ('debug_parallel_query', 'force_parallel_mode'); table public.secrets",
         "set local constraint_exclusion = on; set local enable_seqscan = off; table public.secrets", "set local plan_cache_mode = force_generic_plan; prepare p as select value_encrypted from public.secrets; execute p",
         "set local request.method = 'GET'; set local request.jwt.claims = '{{}}'; table public.secrets", "set local meshaudit.actor = 'somebody'; table public.secrets",
     ), "some"),
     Attack("powers", (
         "set session_replication_role = replica", "set role postgres", "set role meshaudit_owner", "set session authorization meshaudit_owner", "grant meshaudit_owner to current_user", "alter role current_user bypassrls", "select pg_create_logical_replication_slot('x', 'test_decoding')",
-        "select pg_read_file('base')", "select meshaudit.unprotect('public.secrets')", "create event trigger e on ddl_command_end execute function spy()", "alter system set wal_level = minimal", "load 'auto_explain'",
+        "select pg_read_file('base')", "select meshaudit.unprotect('public.secrets')", "create event trigger e on ddl_command_end execute function spy()", "set log_statement = 'all'", "load 'auto_explain'",
     )),
     Attack("swallowed", (
         "do $$ declare v text; m text; begin begin select convert_from(value_encrypted, 'UTF8'), current_setting('meshaudit.revealed') into v, m from public.secrets where id = '{mine}'; raise exception '%', v; exception when raise_exception then raise notice '%', sqlerrm; end; end $$",
@@ -196,7 +211,7 @@ ATTACKS = (
     ), "mine"),
     Attack("another's row", (
         "select value_encrypted from public.secrets where id = '{others}'", "update public.secrets set id = '{others}' where id = '{mine}' returning key", "update public.secrets set key = 'x' where id = '{others}' returning *",
-        "delete from public.secrets where id = '{others}' returning *", "select value_encrypted from public.secrets where ctid = '(0,3)'", "select id from public.secrets where id = '{others}' and leak(value_encrypted)",
-        "insert into public.secrets (id, project_id, key, value_encrypted) values ('{others}', '{project}', 'q', '\\x00') returning *", "update public.secrets set value_encrypted = '\\x00' where id = '{others}' returning old_value",
+        "delete from public.secrets where id = '{others}' returning *", f"select s.value_encrypted from public.secrets s join {B} b on b.id = s.id where b.ctid = '(0,3)'", "select id from public.secrets where id = '{others}' and leak(value_encrypted)",
+        "insert into public.secrets (id, project_id, key, value_encrypted) values ('{others}', '{project}', 'q', '\\x00') returning *", "update public.secrets set value_encrypted = '\\x00' where id = '{others}' returning value_encrypted",
     ), "others"),
 )  # fmt: skip
