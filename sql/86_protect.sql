@@ -197,7 +197,7 @@ begin
   select * into p from meshaudit_private.protections t where t.base = p_target and t.view is null;
   owner := meshaudit_private.owner_of(p_target);
   for v_statement in
-    select meshaudit_private.values_view(p) union all select meshaudit_private.latest_functions(p)
+    select meshaudit_private.values_view(p) union all select meshaudit_private.look_functions(p)
   loop
     execute v_statement;
   end loop;

@@ -66,8 +66,8 @@ begin
   for v_dropped in
     select pg_catalog.format('function %s', f.oid::pg_catalog.regprocedure)
       from pg_catalog.pg_proc f
-      where f.pronamespace = 'meshaudit_private'::pg_catalog.regnamespace and f.proname ~ pg_catalog.format('^(latest|newest)_%s_[0-9]+$', p.protection_id)
-      order by f.proname
+      where f.pronamespace = 'meshaudit_private'::pg_catalog.regnamespace and f.proname ~ pg_catalog.format('^(see|latest|newest)_%s_[0-9]+$', p.protection_id)
+      order by f.proname !~ '^see_', f.proname
   loop
     execute 'drop ' || v_dropped;
   end loop;

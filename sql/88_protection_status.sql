@@ -91,7 +91,7 @@ begin
         where not exists (
           select from pg_catalog.pg_depend d join pg_catalog.pg_rewrite r on r.oid = d.objid and r.ev_class = p.view
           where d.classid = 'pg_catalog.pg_rewrite'::pg_catalog.regclass and d.refclassid = 'pg_catalog.pg_proc'::pg_catalog.regclass
-            and d.refobjid = pg_catalog.to_regproc(pg_catalog.format('meshaudit_private.reveal_%s_%s', p.protection_id, a.attnum)))
+            and d.refobjid = pg_catalog.to_regproc(pg_catalog.format('meshaudit_private.see_%s_%s', p.protection_id, a.attnum)))
       union all
       select pg_catalog.format('column %I has been renamed or dropped', s) from unnest(p.secret_columns || p.key_columns || p.scope_column) s
         where s is not null and not exists (

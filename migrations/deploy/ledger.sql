@@ -6115,38 +6115,44 @@ end
 $body$, p.protection_id), 'Raises MA001 for who could name the values of a table past its row security.')
 $$;
 
--- In the view of a protected table, a secret column: the value of the row that the query sees. After FOR UPDATE has
--- waited, that is a newer one, found by a look of its own.
+-- In the view of a protected table, a secret column: one call, so that a query of other columns has nothing to lock or to
+-- check but the view and the table.
 create function meshaudit_private.revealed(p meshaudit_private.protections, p_attnum int) returns text
 language sql stable set search_path = ''
 as $$
-  select pg_catalog.format(
-    '(select case when v.at is null then meshaudit_private.latest_%1$s_%2$s(%3$s, b.ctid, current_user) else meshaudit_private.reveal_%1$s_%2$s(v.c%2$s, %3$s, v.scope, v.since, v.at, current_user) end from (select) one left join meshaudit_private.values_%1$s v on v.at operator(pg_catalog.=) b.ctid and %4$s)',
-    p.protection_id, p_attnum,
-    (select pg_catalog.string_agg(pg_catalog.format('b.%I', k), ', ' order by i) from unnest(p.key_columns) with ordinality u (k, i)),
-    meshaudit_private.key_condition(p.base, 'v.k%2$s', 'b.%1$I'))
+  select pg_catalog.format('meshaudit_private.%I(%s, b.ctid, current_user)', 'see_' || p.protection_id || '_' || p_attnum,
+    (select pg_catalog.string_agg(pg_catalog.format('b.%I', k), ', ' order by i) from unnest(p.key_columns) with ordinality u (k, i)))
 $$;
 
--- A look with a snapshot of its own, for the version that the query has met: one that came after it has passed no policy
--- in the caller's name. In standard SQL: the caller, as whom they run, can name nothing here. The outer one
--- is STABLE, else the view would not be flat.
-create function meshaudit_private.latest_functions(p meshaudit_private.protections) returns setof text
+-- Functions of key, ctid and role that look for a value. In standard SQL: the caller, as whom they run, can name nothing here.
+-- see_ finds the value of the row that the query sees, being STABLE. After FOR UPDATE has waited, that is a newer one: latest_
+-- looks with a snapshot of its own (by newest_, which is VOLATILE; else the view would not be flat) for the version that the
+-- query has met, since one that came after it has passed no policy in the caller's name.
+create function meshaudit_private.look_functions(p meshaudit_private.protections) returns setof text
 language sql stable set search_path = ''
 as $$
   select pg_catalog.format(
     'create function meshaudit_private.%1$I(%2$s, pg_catalog.tid, pg_catalog.name) returns %3$s language sql %4$s parallel unsafe cost 100000 return %5$s; grant execute on function meshaudit_private.%1$I(%2$s, pg_catalog.tid, pg_catalog.name) to public; comment on function meshaudit_private.%1$I(%2$s, pg_catalog.tid, pg_catalog.name) is %6$L',
-    f.prefix || p.protection_id || '_' || a.attnum, k.types, meshaudit_private.type_name(p.base, a.attname), f.volatility,
-    case f.prefix
-      when 'latest_' then pg_catalog.format('meshaudit_private.newest_%s_%s(%s, $%s, $%s)', p.protection_id, a.attnum, k.arguments, k.count + 1, k.count + 2)
-      else pg_catalog.format('(select meshaudit_private.reveal_%1$s_%2$s(v.c%2$s, %3$s, v.scope, v.since, v.at, $%4$s) from (select) one left join meshaudit_private.values_%1$s v on v.at operator(pg_catalog.=) $%6$s and %5$s)',
-        p.protection_id, a.attnum, k.arguments, k.count + 2, meshaudit_private.key_condition(p.base, 'v.k%2$s', '$%2$s'), k.count + 1) end,
-    'Reveals a secret column of the newest version of a protected row, and records it.')
+    f.prefix || x.suffix, k.types, meshaudit_private.type_name(p.base, a.attname), f.volatility,
+    pg_catalog.format(f.body, x.suffix, x.arguments, x.reveal, x.source), f.what)
   from pg_catalog.pg_attribute a,
-    (values (1, 'newest_', 'volatile'), (2, 'latest_', 'stable')) f (n, prefix, volatility),
+    (values
+      (1, 'newest_', 'volatile', '(select %3$s from %4$s)', 'Reveals a secret column of the newest version of a protected row, and records it.'),
+      (2, 'latest_', 'stable', 'meshaudit_private.newest_%1$s(%2$s)', 'newest_, to be called in a query.'),
+      (3, 'see_', 'stable', '(select case when v.at is null then meshaudit_private.latest_%1$s(%2$s) else %3$s end from %4$s)',
+        'A secret column of a protected table''s view: reveals the value of a row, and records it.')
+    ) f (n, prefix, volatility, body, what),
     lateral (
       select pg_catalog.string_agg(meshaudit_private.type_name(p.base, n.name), ', ' order by n.i) as types,
         pg_catalog.string_agg('$' || n.i, ', ' order by n.i) as arguments, pg_catalog.count(*) as count
-      from unnest(p.key_columns) with ordinality n (name, i)) k
+      from unnest(p.key_columns) with ordinality n (name, i)) k,
+    lateral (select
+      pg_catalog.concat(p.protection_id, '_', a.attnum) as suffix,
+      pg_catalog.format('%s, $%s, $%s', k.arguments, k.count + 1, k.count + 2) as arguments,
+      pg_catalog.format('meshaudit_private.reveal_%1$s_%2$s(v.c%2$s, %3$s, v.scope, v.since, v.at, $%4$s)',
+        p.protection_id, a.attnum, k.arguments, k.count + 2) as reveal,
+      pg_catalog.format('(select) one left join meshaudit_private.values_%s v on v.at operator(pg_catalog.=) $%s and %s',
+        p.protection_id, k.count + 1, meshaudit_private.key_condition(p.base, 'v.k%2$s', '$%2$s')) as source) x
   where a.attrelid = p.base and a.attname = any (p.secret_columns)
   order by f.n, a.attnum
 $$;
@@ -6199,7 +6205,7 @@ comment on function meshaudit_private.as_text(oid, name, text) is 'The expressio
 comment on function meshaudit_private.type_name(oid, name) is 'A column''s type, with its schema.';
 comment on function meshaudit_private.values_view(meshaudit_private.protections) is 'The statement that makes the view of the values.';
 comment on function meshaudit_private.revealed(meshaudit_private.protections, int) is 'The expression for a secret column.';
-comment on function meshaudit_private.latest_functions(meshaudit_private.protections) is 'Statements that make the functions which look again.';
+comment on function meshaudit_private.look_functions(meshaudit_private.protections) is 'Statements that make the functions which look for values.';
 comment on function meshaudit_private.look_function(meshaudit_private.protections) is 'The statement that makes the function which keeps readers of all data from the values.';
 comment on function meshaudit_private.id_expression(oid, name[], text) is 'The expression that names a row in the log.';
 comment on function meshaudit_private.key_condition(oid, text, text) is 'The condition that finds a row by its key.';
@@ -6700,7 +6706,7 @@ begin
   select * into p from meshaudit_private.protections t where t.base = p_target and t.view is null;
   owner := meshaudit_private.owner_of(p_target);
   for v_statement in
-    select meshaudit_private.values_view(p) union all select meshaudit_private.latest_functions(p)
+    select meshaudit_private.values_view(p) union all select meshaudit_private.look_functions(p)
   loop
     execute v_statement;
   end loop;
@@ -6866,8 +6872,8 @@ begin
   for v_dropped in
     select pg_catalog.format('function %s', f.oid::pg_catalog.regprocedure)
       from pg_catalog.pg_proc f
-      where f.pronamespace = 'meshaudit_private'::pg_catalog.regnamespace and f.proname ~ pg_catalog.format('^(latest|newest)_%s_[0-9]+$', p.protection_id)
-      order by f.proname
+      where f.pronamespace = 'meshaudit_private'::pg_catalog.regnamespace and f.proname ~ pg_catalog.format('^(see|latest|newest)_%s_[0-9]+$', p.protection_id)
+      order by f.proname !~ '^see_', f.proname
   loop
     execute 'drop ' || v_dropped;
   end loop;
@@ -7004,7 +7010,7 @@ begin
         where not exists (
           select from pg_catalog.pg_depend d join pg_catalog.pg_rewrite r on r.oid = d.objid and r.ev_class = p.view
           where d.classid = 'pg_catalog.pg_rewrite'::pg_catalog.regclass and d.refclassid = 'pg_catalog.pg_proc'::pg_catalog.regclass
-            and d.refobjid = pg_catalog.to_regproc(pg_catalog.format('meshaudit_private.reveal_%s_%s', p.protection_id, a.attnum)))
+            and d.refobjid = pg_catalog.to_regproc(pg_catalog.format('meshaudit_private.see_%s_%s', p.protection_id, a.attnum)))
       union all
       select pg_catalog.format('column %I has been renamed or dropped', s) from unnest(p.secret_columns || p.key_columns || p.scope_column) s
         where s is not null and not exists (

@@ -139,8 +139,9 @@ def test_who_reads_all_data_and_row_security(db: Db, owner: psycopg.Connection[A
     for query in (
         "select c3 from meshaudit_private.values_1",
         "select v from public.t",
-        "select meshaudit_private.latest_1_3(2, 'x')",
-        "select meshaudit_private.newest_1_3(2, 'x')",
+        "select meshaudit_private.latest_1_3(2, '(0,2)', 'x')",
+        "select meshaudit_private.see_1_3(2, '(0,2)', 'x')",
+        "select meshaudit_private.newest_1_3(2, '(0,2)', 'x')",
     ):
         if above:
             assert ("S2",) in reader.execute(query.encode()).fetchall()

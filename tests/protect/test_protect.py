@@ -205,6 +205,23 @@ def test_select_for_update_reveals_the_newest_value(protected: App) -> None:
     assert got == [(b"newest",)]
 
 
+def test_a_listing_has_nothing_to_do_with_the_values(protected: App) -> None:
+    """What it would have to lock and to check, each time, is not in its query."""
+    locks = (
+        "select c.relname from pg_locks l join pg_class c on c.oid = l.relation"
+        " where l.pid = %s and c.relkind in ('r', 'v') and c.relnamespace <> 'pg_catalog'::regnamespace order by 1"
+    )
+
+    def locked(query: str) -> list[str]:
+        with protected.conn.transaction():
+            protected.conn.execute(query.encode())
+            rows = protected.db.su.execute(locks.encode(), [protected.conn.info.backend_pid])
+            return [name for (name,) in rows.fetchall()]
+
+    assert "values_1" not in locked("select id, key from secrets")
+    assert "values_1" in locked("select value from secrets")
+
+
 ATTACKS = (
     "select value from meshaudit_protected.secrets",
     "select s from meshaudit_protected.secrets s",
