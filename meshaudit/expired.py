@@ -14,9 +14,9 @@ import psycopg
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from meshaudit.archive_content import Broken
 from meshaudit.archive_faults import MISSING, Fault
 from meshaudit.archive_place import Place
-from meshaudit.archive_rows import Broken
 from meshaudit.archive_verify import Archives, Manifest
 
 FORMAT = "meshaudit expiry v1"

@@ -54,7 +54,11 @@ begin
     when v_sound <> v_count then 'one is not what was hashed'
     when not exists (
       select from meshaudit_private.backed_runs() b where b.partition = r.partition) then 'the log does not say that they were'
-    when meshaudit_private.runs_of('meshaudit_private.restoring')
+    when (
+        select pg_catalog.jsonb_agg(pg_catalog.jsonb_build_array(
+          s.lane, s.first_seq, s.last_seq, pg_catalog.encode(s.prev_hash, 'hex'), pg_catalog.encode(s.hash, 'hex'))
+          order by s.lane, s.first_seq)
+        from meshaudit_private.stretches('meshaudit_private.restoring', null) s)
       is distinct from (r.manifest::pg_catalog.jsonb operator(pg_catalog.->) 'runs') then 'the lanes'' links differ'
   end;
   if v_why is not null then

@@ -39,7 +39,7 @@ SCHEMA = pa.schema(
     [pa.field(name, _OTHERS.get(name, pa.string()), nullable=name in NULLABLE) for name in COLUMNS]
 )
 
-ROW_GROUP = 131_072
+ROW_GROUP = 65_536  # as much is in memory while it is written
 _DELTA = ("id", "timestamp", "seq")
 
 WRITER: dict[str, Any] = {
@@ -71,5 +71,5 @@ def query(start: datetime, end: datetime) -> str:
     return (
         f"select {columns} from meshaudit.audit_logs"
         f" where \"timestamp\" >= timestamptz '{start.isoformat()}'"
-        f' and "timestamp" < timestamptz \'{end.isoformat()}\' order by "timestamp", id'
+        f' and "timestamp" < timestamptz \'{end.isoformat()}\' order by "timestamp"'
     )

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
-from meshaudit.archive_rows import Content
+from meshaudit.archive_content import Content
 
 FORMAT = "meshaudit archive v1"
 

@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 
 from meshaudit import archive_verify
 from meshaudit.archive.job import Progress
+from meshaudit.archive_content import Broken
 from meshaudit.archive_place import Place
-from meshaudit.archive_rows import Broken
 from meshaudit.errors import BadArgument, MeshauditError
 
 _BATCH = 5_000

@@ -16,7 +16,10 @@ import pyarrow.parquet as pq
 from psycopg.conninfo import make_conninfo
 
 from meshaudit.archive.layout import COLUMNS, ROW_GROUP, SCHEMA, WRITER, query
+from meshaudit.arrow_memory import frugal
 from meshaudit.errors import MeshauditError
+
+_BATCHES = {"adbc.postgresql.batch_size_hint_bytes": 4 << 20}
 
 Progress = Callable[[int], None]
 _ALTERED = "run meshaudit verify: it names what was altered"
@@ -24,6 +27,7 @@ _ALTERED = "run meshaudit verify: it names what was altered"
 
 def write(dsn: str, start: datetime, end: datetime, sink: BinaryIO, progress: Progress) -> int:
     """Write the entries of start <= timestamp < end; returns their number."""
+    frugal()
     links = _Links()
     count = 0
     with _batches(dsn, query(start, end)) as batches, pq.ParquetWriter(sink, SCHEMA, **WRITER) as file:
@@ -49,7 +53,7 @@ def write(dsn: str, start: datetime, end: datetime, sink: BinaryIO, progress: Pr
 def _batches(dsn: str, text: str) -> Iterator[Iterator[pa.RecordBatch]]:
     given = make_conninfo(dsn, client_encoding="UTF8", application_name="meshaudit archive")
     try:
-        with adbc.connect(given) as conn, conn.cursor() as cursor:
+        with adbc.connect(given) as conn, conn.cursor(adbc_stmt_kwargs=_BATCHES) as cursor:
             cursor.execute("set jit = off")
             # A sort would hold the whole partition; the index has the order already.
             cursor.execute("set enable_sort = off")

@@ -349,3 +349,27 @@ def test_beside_an_armed_journal(past: Db, tmp_path: Path) -> None:
         ok("verify", "--archive", str(tmp_path), dsn=past.dsn(role))
     finally:
         past.su.execute("select meshaudit.disarm_journal()")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "select",
+        "delete from {leaf} where (lane, seq) = (select lane, max(seq) - 3 from {leaf} group by lane limit 1)",
+        "delete from {leaf} where seq = (select min(seq) + 1 from {leaf} t where t.lane = {leaf}.lane)",
+        "update {leaf} set prev_hash = sha256('x') where (lane, seq) = (select lane, max(seq) - 2 from {leaf} group by lane limit 1)",
+        "update {leaf} set hash = sha256('x') where (lane, seq) = (select lane, min(seq) + 2 from {leaf} group by lane limit 1)",
+        "update {leaf} set hash = sha256('x') where ctid = '(0,1)'",
+        "delete from {leaf}",
+    ],
+)
+def test_counting_tells_what_comparing_each_link_does(past: Db, change: str) -> None:
+    leaf = f"meshaudit_private.{partitions(past.su, 'ready')[0]}"
+    guards(past.su)
+    past.su.execute(change.format(leaf=leaf).encode())
+    one, two = (
+        past.su.execute(f"select * from meshaudit_private.{call} order by 1, 2".encode()).fetchall()
+        for call in (f"partition_stretches('{leaf}')", f"stretches('{leaf}', null)")
+    )
+    assert one == two
+    assert bool(one) == (change != "delete from {leaf}")

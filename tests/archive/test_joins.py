@@ -11,7 +11,7 @@ from uuid import UUID
 import pytest
 
 from meshaudit import canonical
-from meshaudit.archive_rows import Stretch
+from meshaudit.archive_content import Stretch
 from meshaudit.archive_verify import Manifest, _bytes, _joined, verify
 from tests.archive.history import load
 from tests.cli_support import ok
