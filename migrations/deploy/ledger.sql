@@ -7448,9 +7448,11 @@ comment on function meshaudit.retirements() is
 --   * no access waits: what is locked is a partition that is over. It is emptied, not detached, since detaching locks the
 --     ledger itself, and Postgres cannot do it CONCURRENTLY beside a default partition (docs/adr/0012-archive.md).
 
--- A table's stretches: lane, first seq, last seq, prev_hash of the first, hash of the last. Of those lanes, or of all.
-create function meshaudit_private.stretches(p_leaf regclass, p_lanes int[])
-returns table (lane int, first_seq bigint, last_seq bigint, prev_hash bytea, hash bytea)
+-- prev_hash is that of the first entry, hash that of the last.
+create type meshaudit_private.stretch as (lane int, first_seq bigint, last_seq bigint, prev_hash bytea, hash bytea);
+
+-- A table's stretches; of those lanes, or of all.
+create function meshaudit_private.stretches(p_leaf regclass, p_lanes int[]) returns setof meshaudit_private.stretch
 language plpgsql volatile set search_path = ''
 as $$
 begin
@@ -7478,15 +7480,15 @@ $$;
 -- Of a partition of the ledger, which sorting costs more than archiving does: lanes without a gap are told by counting, since
 -- no place is there twice, and the links between cancel each other out. (By a sum of 64 bits: it finds what went wrong, not
 -- what was made to fit. The archive's every link is compared by who verifies it.)
-create function meshaudit_private.partition_stretches(p_leaf regclass)
-returns table (lane int, first_seq bigint, last_seq bigint, prev_hash bytea, hash bytea)
+create function meshaudit_private.partition_stretches(p_leaf regclass) returns setof meshaudit_private.stretch
 language plpgsql volatile set search_path = ''
 as $$
 declare
+  v meshaudit_private.stretch;
   v_lanes pg_catalog.int4[];
   v_whole pg_catalog.int4[];
 begin
-  for lane, first_seq, last_seq, prev_hash, hash, v_lanes in execute pg_catalog.format($query$
+  for v.lane, v.first_seq, v.last_seq, v.prev_hash, v.hash, v_lanes in execute pg_catalog.format($query$
     with lanes as materialized (
       select l.lane, min(l.seq) as first_seq, max(l.seq) as last_seq, pg_catalog.count(*) as entries,
         pg_catalog.bit_xor(pg_catalog.hash_record_extended(row(l.hash), 0)
@@ -7501,8 +7503,8 @@ begin
       and n.links = (pg_catalog.hash_record_extended(row(f.prev_hash), 0) # pg_catalog.hash_record_extended(row(t.hash), 0))
   $query$, p_leaf)
   loop
-    v_whole := v_whole || lane;
-    return next;
+    v_whole := v_whole || v.lane;
+    return next v;
   end loop;
   if pg_catalog.cardinality(v_whole) = pg_catalog.cardinality(v_lanes) then
     return;
@@ -7616,6 +7618,7 @@ $$;
 revoke all on function meshaudit.retire_partition(text, text) from public;
 grant execute on function meshaudit.retire_partition(text, text) to meshaudit_operator;
 
+comment on type meshaudit_private.stretch is 'Entries of a lane without a gap, each linked to the one before.';
 comment on function meshaudit_private.stretches(regclass, int[]) is 'Of those lanes, or of all, the stretches that a table holds, each link compared.';
 comment on function meshaudit_private.partition_stretches(regclass) is 'Of each lane the stretches that a partition of the ledger holds.';
 comment on function meshaudit_private.runs_of(regclass) is 'Of each lane the stretches that a partition holds, as a manifest lists them.';
