@@ -1,6 +1,15 @@
-"""python -m meshaudit"""
+"""python -m meshaudit, and the program meshaudit.
 
-from meshaudit.cli import main
+The command line is loaded when it runs: the processes that verify archives load this module, not that.
+"""
+
+
+def main() -> None:
+    """The entry point of the program."""
+    from meshaudit import cli
+
+    cli.main()
+
 
 if __name__ == "__main__":
     main()
