@@ -1,6 +1,8 @@
 -- The INSTEAD OF triggers of a protected table's view, as text. They run as the caller, so that privileges, row security
 -- and WITH CHECK of the table act as before; and without a search_path of their own, because the table's own triggers
 -- and policies run under the caller's, as before. All that they name is qualified.
+--
+-- DELETE has none: Postgres passes it on to the table by itself, as it does for simple views.
 
 -- The columns that a caller can write; keys of kind: 'plain', 'identity', 'generated'.
 create function meshaudit_private.columns_of(p_base oid)
@@ -171,29 +173,13 @@ $body$,
 end
 $$;
 
-create function meshaudit_private.delete_body(p meshaudit_private.protections) returns text
-language sql stable set search_path = ''
-as $$
-  select pg_catalog.format($body$
-declare
-  v_count pg_catalog.int8;
-begin
-  delete from meshaudit_protected.%1$I b where %2$s;
-  get diagnostics v_count = row_count;
-  %3$s
-  return old;
-end
-$body$, p.table_name, meshaudit_private.unchanged(p, 'old'), meshaudit_private.not_found_body(p))
-$$;
-
 create function meshaudit_private.view_functions(p meshaudit_private.protections) returns setof text
 language sql stable set search_path = ''
 as $$
   select pg_catalog.format(
     'create function meshaudit_private.%1$I() returns trigger language plpgsql volatile as %2$L; grant execute on function meshaudit_private.%1$I() to public; comment on function meshaudit_private.%1$I() is %3$L',
     v.verb || '_' || p.protection_id, v.body, pg_catalog.format('Passes an %s of the view on to the protected table, as the caller.', pg_catalog.upper(v.verb)))
-  from (values ('insert', meshaudit_private.insert_body(p)), ('update', meshaudit_private.update_body(p)),
-    ('delete', meshaudit_private.delete_body(p))) v (verb, body)
+  from (values ('insert', meshaudit_private.insert_body(p)), ('update', meshaudit_private.update_body(p))) v (verb, body)
 $$;
 
 comment on function meshaudit_private.columns_of(oid) is 'A table''s columns: plain, identity or generated, and their type.';
@@ -202,5 +188,4 @@ comment on function meshaudit_private.insert_body(meshaudit_private.protections)
 comment on function meshaudit_private.unchanged(meshaudit_private.protections, text) is 'The condition that a row is still as the statement saw it.';
 comment on function meshaudit_private.not_found_body(meshaudit_private.protections) is 'What follows where no row was met.';
 comment on function meshaudit_private.update_body(meshaudit_private.protections) is 'Body of the INSTEAD OF UPDATE trigger.';
-comment on function meshaudit_private.delete_body(meshaudit_private.protections) is 'Body of the INSTEAD OF DELETE trigger.';
 comment on function meshaudit_private.view_functions(meshaudit_private.protections) is 'Statements that make the functions of the view''s triggers.';

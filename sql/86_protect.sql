@@ -75,7 +75,7 @@ as $$
       select pg_catalog.jsonb_agg(e) from pg_catalog.jsonb_array_elements(p.saved -> 0 -> 'grants') e
       where e ->> 'privilege' in ('SELECT', 'INSERT', 'UPDATE', 'DELETE') and not (e ->> 'owner')::pg_catalog.bool), v.name) with ordinality g (s, k)
     union all select 8, 0, pg_catalog.format('create trigger meshaudit_%1$s instead of %1$s on %2$s for each row execute function meshaudit_private.%3$I()',
-      verb, v.name, verb || '_' || p.protection_id) from v, unnest(array['insert', 'update', 'delete']) verb
+      verb, v.name, verb || '_' || p.protection_id) from v, unnest(array['insert', 'update']) verb
   ) x order by n, k
 $$;
 

@@ -80,7 +80,7 @@ begin
             and t.tgfoid = pg_catalog.to_regproc('meshaudit_private.writes_' || p.protection_id))
       union all
       select pg_catalog.format('trigger meshaudit_%s of the view is missing', verb)
-        from unnest(array['insert', 'update', 'delete']) verb
+        from unnest(array['insert', 'update']) verb
         where not exists (select from pg_catalog.pg_trigger t where t.tgrelid = p.view and t.tgname = 'meshaudit_' || verb and t.tgenabled <> 'D'
             and t.tgfoid = pg_catalog.to_regproc(pg_catalog.format('meshaudit_private.%s_%s', verb, p.protection_id)))
       union all

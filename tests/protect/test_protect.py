@@ -190,6 +190,68 @@ def test_concurrent_claims_are_not_granted_twice(protected: App) -> None:
     assert result == ["40001"]
 
 
+def test_a_delete_is_the_tables_own(protected: App) -> None:
+    """It is no read, and where another transaction has changed the row its WHERE is asked again, as before."""
+    c, seen = protected.conn, protected.entries
+    assert c.execute("delete from secrets where key = 'k4' returning id, key").fetchone() is not None
+    assert [o for o, _ in seen()] == ["delete"]
+    other = protected.db.connect(protected.user)
+    other.execute("set app.who = 'ann'")
+    for key, left in (("k2", 0), ("gone", 1)):
+        c.execute("begin")
+        c.execute("update secrets set key = %s, created_at = now() where id = %s", [key, ID2])
+        seen()
+        result: list[Any] = []
+
+        def second(result: list[Any] = result) -> None:
+            try:
+                result.append(other.execute("delete from secrets where key = 'k2' returning key").fetchall())
+            except psycopg.Error as exc:
+                result.append(exc.sqlstate)
+
+        other.execute("begin")
+        thread = threading.Thread(target=second)
+        thread.start()
+        wait_until(lambda: protected.db.waiting(), what="the delete to wait")
+        c.execute("commit")
+        thread.join(10)
+        other.execute("rollback")
+        assert result == [[("k2",)] if left == 0 else []]
+    # the value of a version that came while it waited: whoever looks for it finds it deleted
+    c.execute("update secrets set key = 'k2' where id = %s", [ID2])
+    c.execute("begin")
+    c.execute("update secrets set value = 'later' where id = %s", [ID2])
+    got: list[Any] = []
+
+    def third() -> None:
+        try:
+            got.append(other.execute("delete from secrets where key = 'k2' returning value").fetchone())
+        except psycopg.Error as exc:
+            got.append(exc.sqlstate)
+
+    thread = threading.Thread(target=third)
+    thread.start()
+    wait_until(lambda: protected.db.waiting(), what="the delete to wait")
+    c.execute("commit")
+    thread.join(10)
+    assert got == ["40001"]
+
+
+def test_merge(protected: App) -> None:
+    """From 17 on: by triggers, or by the table alone; not both in one statement. It never writes without an entry."""
+    c, seen = protected.conn, protected.entries
+    merge = f"merge into secrets s using (values ('{ID2}'::uuid)) v (id) on s.id = v.id when matched"
+    both = f"{merge} and s.key = 'x' then delete when matched then update set key = 'm'".encode()
+    with pytest.raises((pg.FeatureNotSupported, pg.WrongObjectType)):
+        c.execute(both)
+    if protected.db.pg.version < 17:
+        return
+    assert c.execute(f"{merge} then update set key = 'm'".encode()).rowcount == 1
+    assert seen() == [("read", ID2), ("update", ID2)]
+    assert c.execute(f"{merge} then delete".encode()).rowcount == 1
+    assert seen() == [("delete", ID2)]
+
+
 def test_select_for_update_reveals_the_newest_value(protected: App) -> None:
     other = protected.db.connect(protected.user)
     other.execute("set app.who = 'ann'")
