@@ -397,3 +397,30 @@ def test_pg_cron() -> None:
         with psycopg.connect(server.dsn(user="operator"), autocommit=True) as other:
             assert "; pg_cron was not told: permission denied" in one(other, ARM)
             assert one(other, DISARM) is True
+
+
+def test_reading_does_not_begin_far_back(journal: Journal) -> None:
+    """Who may tell the log what is running does; what the slot holds is sealed once all the same."""
+    if journal.db.pg.version < 16:
+        pytest.skip("pg_log_standby_snapshot() is of 16")
+    su = journal.db.su
+    role = journal.db.role("operator", "meshaudit_operator", replication=True)
+    operator = journal.db.connect(role)
+    behind = "select pg_current_wal_lsn() - restart_lsn from pg_replication_slots where slot_name = (select slot_name from meshaudit_private.journal)"
+
+    def runs(conn: psycopg.Connection[Any]) -> int:
+        for _ in range(24):
+            su.execute("select pg_logical_emit_message(false, 'other', repeat('x', 1000000))")
+        rolled_back_reads(journal, 2)
+        return sum(int(one(conn, SEAL)) for _ in range(5))
+
+    assert runs(su) == 2
+    assert one(su, behind) < 16 * 2**20
+    su.execute(f"grant execute on function pg_log_standby_snapshot() to {role}".encode())
+    try:
+        assert runs(operator) == 2
+        assert one(su, behind) < 16 * 2**20
+    finally:
+        su.execute(f"revoke execute on function pg_log_standby_snapshot() from {role}".encode())
+    assert runs(operator) == 2
+    assert journal.outcomes() == ["rolled_back"] * 6

@@ -4481,12 +4481,34 @@ grant execute on function meshaudit_private.begin_seal() to meshaudit_operator;
 comment on function meshaudit_private.begin_seal() is
   'Takes the sealer''s place and says where to go on; no row if somebody else has it. Raises MA002 if the journal is not armed or its slot is lost.';
 
+-- Reading the slot begins at its restart_lsn, which follows only where the log says what is running: each 15 s, by the background
+-- writer. That can be hundreds of megabytes, read anew by each run. From 16 on who may can write that record himself: a
+-- superuser, or whom one has granted it (docs/journal.md).
+do $$
+begin
+  execute
+    'create function meshaudit_private.shorten_reading(p_bytes numeric) returns void
+     language plpgsql volatile security invoker set search_path = '''' as $b$
+     begin '
+    || case when current_setting('server_version_num')::int >= 160000 then
+      'if p_bytes > 16777216 and pg_catalog.has_function_privilege(''pg_catalog.pg_log_standby_snapshot()'', ''EXECUTE'') then
+         perform pg_catalog.pg_log_standby_snapshot();
+       end if;' else 'null;' end
+    || ' end $b$';
+end
+$$;
+revoke all on function meshaudit_private.shorten_reading(numeric) from public;
+grant execute on function meshaudit_private.shorten_reading(numeric) to meshaudit_operator;
+comment on function meshaudit_private.shorten_reading(numeric) is
+  'Lets the slot''s restart_lsn follow soon, if it is that many bytes behind and the caller may.';
+
 -- At most p_limit messages. The statements were parsed when they were made: the caller has no USAGE on our schema.
 create function meshaudit_private.seal(p_limit int) returns bigint
 language sql volatile security invoker
 begin atomic
   -- up to here the last run has committed
-  select pg_catalog.pg_replication_slot_advance(b.slot_name, b.sealed_lsn)
+  select meshaudit_private.shorten_reading(b.sealed_lsn - s.restart_lsn),
+    pg_catalog.pg_replication_slot_advance(b.slot_name, b.sealed_lsn)
   from meshaudit_private.begin_seal() b
   join pg_catalog.pg_replication_slots s on s.slot_name = b.slot_name
   where b.settled and s.confirmed_flush_lsn < b.sealed_lsn;
