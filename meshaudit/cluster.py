@@ -47,10 +47,12 @@ def require_ours(data: Path) -> None:
         )
 
 
-def temporary_dir() -> Path:
-    """A new directory that any user can pass through, whatever TMPDIR says."""
+def temporary_dir(first: Path | None = None) -> Path:
+    """A new directory that any user can pass through, whatever TMPDIR says; in `first`, if that will do."""
     user = osuser.service_user(None)
-    for parent in dict.fromkeys((tempfile.gettempdir(), "/tmp", "/var/tmp")):
+    for parent in dict.fromkeys(
+        (*([str(first)] if first else []), tempfile.gettempdir(), "/tmp", "/var/tmp")
+    ):
         if Path(parent).is_dir() and osuser.can_enter(Path(parent), user):
             data = Path(tempfile.mkdtemp(prefix="meshaudit-", dir=parent))
             data.chmod(0o711)

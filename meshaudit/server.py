@@ -117,9 +117,10 @@ class Server:
         bindir: Path | None = None,
         settings: Mapping[str, str] | None = None,
         password: str | None = None,
+        parent: Path | None = None,
     ) -> Iterator[Self]:
-        """A running server in a directory that goes with it."""
-        data = cluster.temporary_dir()
+        """A running server in a directory that goes with it; in `parent`, if that can be."""
+        data = cluster.temporary_dir(parent)
         try:
             server = cls.create(data, bindir=bindir, settings=settings, password=password)
             server._disposable = True

@@ -62,7 +62,9 @@ def _server() -> Iterator[Pg]:
             dsn = stack.enter_context(_container(image))
         else:
             bindir = servers.bindir_for(_wanted())
-            server = stack.enter_context(Server.temporary(bindir=bindir, settings=SETTINGS))
+            server = stack.enter_context(
+                Server.temporary(bindir=bindir, settings=SETTINGS, parent=servers.memory())
+            )
             dsn = server.dsn()
         pg = Pg(dsn, server)
         stack.callback(pg.close)

@@ -7,11 +7,14 @@ is the wheel. Clients always come from the wheel: its psql and pg_dump serve eve
 
 import fcntl
 import json
+import os
 import platform
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+
+import psutil
 
 from meshaudit.server import embedded_bindir
 
@@ -36,6 +39,15 @@ def bindir_for(version: str) -> Path:
     if version == "15" and (DEBIAN_15 / "postgres").exists():
         return DEBIAN_15
     return _npm_build(PINNED[version]) / "bin"
+
+
+def memory() -> Path | None:
+    """A directory in memory with room for the tests' databases. Hundreds are made, and a disk takes up to ten times as long."""
+    room = 6 * 2**30
+    shm = Path("/dev/shm")
+    if os.access(shm, os.W_OK) and min(shutil.disk_usage(shm).free, psutil.virtual_memory().available) > room:
+        return shm
+    return None
 
 
 def client(name: str) -> Path:

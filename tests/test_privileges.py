@@ -81,7 +81,15 @@ RELATIONS = {"audit_logs": {AUDITOR}, "audit_feed": {AUDITOR}, "alerts": {AUDITO
 
 
 OF_THE_SEALER = (
-    *("seal", "begin_seal", "seal_messages", "slot_works", "slot_goes_on", "schedule_sealing"),
+    *(
+        "seal",
+        "begin_seal",
+        "seal_messages",
+        "shorten_reading",
+        "slot_works",
+        "slot_goes_on",
+        "schedule_sealing",
+    ),
     *("feed", "feed_after_seal"),
     *("arm", "slot_to_make", "note_armed", "disarm", "begin_disarm", "note_disarmed"),
 )
