@@ -2854,10 +2854,10 @@ create function meshaudit_private.search(
   secret_id text, from_time timestamptz, to_time timestamptz, p_names text[], access_type text, operation text,
   outcome text, scope text, ip inet, after text, page_size int, p_token text, p_scopes text[], p_step interval
 ) returns setof meshaudit.audit_logs
--- What the policy leaves of rows cannot be estimated: without this, reading all that match and sorting it looks cheaper than
--- stopping after a page.
+-- What the policy leaves of rows cannot be estimated, nor anything of a partition that nobody has analyzed yet: without
+-- this, reading all that match, or all there is, and sorting it looks cheaper than stopping after a page.
 -- And no plan shows its token to the client.
-language plpgsql volatile security invoker set search_path = '' set enable_bitmapscan = off set debug_print_plan = off
+language plpgsql volatile security invoker set search_path = '' set enable_bitmapscan = off set enable_seqscan = off set debug_print_plan = off
 as $$
 declare
   v_time pg_catalog.timestamptz;
