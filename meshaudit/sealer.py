@@ -39,11 +39,11 @@ from meshaudit.errors import (
 from meshaudit.version import require_current
 
 INTERVAL = 0.2
-# When nothing is written, runs are this far apart. No longer: this is what is left of the second within which an entry
-# is promised, should something written during a run ever be taken for the run's own (see _RUNS).
+# When nothing is written, runs are this far apart. No longer: it is what remains of the second within which
+# an entry is promised, should something written during a run be taken for the run's own all the same.
 IDLE = 0.7
-# What is written during a run, that run has not seen; only it looks as if. But runs that find nothing write the same few
-# bytes: one that wrote more than the least of so many runs before it is followed by another.
+# What is written during a run, that run has not seen. Runs that find nothing write the same few bytes: one
+# after which the log has grown by more than after the least of so many before it is followed by another.
 _RUNS = 20
 PROGRESS = 2.0
 _BACKLOG = 1_000_000  # bytes of log: more than one run's worth passes at once only if there is a backlog

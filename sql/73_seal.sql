@@ -48,7 +48,7 @@ begin
      language plpgsql volatile security invoker set search_path = '''' as $b$
      begin '
     || case when current_setting('server_version_num')::int >= 160000 then
-      'if p_bytes > 16777216 and pg_catalog.has_function_privilege(''pg_catalog.pg_log_standby_snapshot()'', ''EXECUTE'') then
+      'if p_bytes > 1048576 and pg_catalog.has_function_privilege(''pg_catalog.pg_log_standby_snapshot()'', ''EXECUTE'') then
          perform pg_catalog.pg_log_standby_snapshot();
        end if;' else 'null;' end
     || ' end $b$';
@@ -59,13 +59,18 @@ grant execute on function meshaudit_private.shorten_reading(numeric) to meshaudi
 comment on function meshaudit_private.shorten_reading(numeric) is
   'Lets the slot''s restart_lsn follow soon, if it is that many bytes behind and the caller may.';
 
+-- Noted before the sealer has a transaction of its own, which would hold restart_lsn back by another run.
+--
 -- At most p_limit messages. The statements were parsed when they were made: the caller has no USAGE on our schema.
 create function meshaudit_private.seal(p_limit int) returns bigint
 language sql volatile security invoker
 begin atomic
+  select meshaudit_private.shorten_reading(pg_catalog.pg_current_wal_flush_lsn() - s.restart_lsn)
+  from pg_catalog.pg_replication_slots s
+  where s.slot_name = (select 'meshaudit_' || d.oid from pg_catalog.pg_database d where d.datname = pg_catalog.current_database());
+
   -- up to here the last run has committed
-  select meshaudit_private.shorten_reading(b.sealed_lsn - s.restart_lsn),
-    pg_catalog.pg_replication_slot_advance(b.slot_name, b.sealed_lsn)
+  select pg_catalog.pg_replication_slot_advance(b.slot_name, b.sealed_lsn)
   from meshaudit_private.begin_seal() b
   join pg_catalog.pg_replication_slots s on s.slot_name = b.slot_name
   where b.settled and s.confirmed_flush_lsn < b.sealed_lsn;

@@ -1198,22 +1198,26 @@ as $$
   where p_identity is not null
 $$;
 
--- Entries of the journal's records, with pseudonyms.
+-- Entries of the journal's records, with pseudonyms. Each identity is asked for once; the answers are jsonb, where one is
+-- found among many whatever the planner makes of it.
 create function meshaudit_private.pseudonymous(p_entries meshaudit_private.ledger[]) returns meshaudit_private.ledger[]
 language plpgsql volatile set search_path = ''
 as $$
 declare
-  e meshaudit_private.ledger;
-  v_entries meshaudit_private.ledger[];
+  v_names constant pg_catalog.jsonb := (
+    select pg_catalog.jsonb_object_agg(n.identity, meshaudit_private.pseudonym_of(n.identity))
+    from (
+      select e.user_identity as identity from unnest(p_entries) e where e.identity_source = 'jwt' and e.user_identity is not null
+      union
+      select e.claimed_identity from unnest(p_entries) e where e.claimed_identity is not null) n);
 begin
-  foreach e in array p_entries loop
-    if e.identity_source = 'jwt' then
-      e.user_identity := meshaudit_private.pseudonym_of(e.user_identity);
-    end if;
-    e.claimed_identity := meshaudit_private.pseudonym_of(e.claimed_identity);
-    v_entries := v_entries || e;
-  end loop;
-  return v_entries;
+  return array(
+    select row(
+      e.id, e.secret_id, e.access_type, e."timestamp",
+      case e.identity_source when 'jwt' then v_names ->> e.user_identity else e.user_identity end, e.ip_address, e.operation,
+      e.outcome, e.secret_table, e.scope, e.identity_source, v_names ->> e.claimed_identity, e.db_user, e.db_role,
+      e.application_name, e.user_agent, e.request_id, e.access_id, e.lane, e.seq, e.prev_hash, e.hash)::meshaudit_private.ledger
+    from unnest(p_entries) e);
 end
 $$;
 
@@ -4532,7 +4536,7 @@ begin
      language plpgsql volatile security invoker set search_path = '''' as $b$
      begin '
     || case when current_setting('server_version_num')::int >= 160000 then
-      'if p_bytes > 16777216 and pg_catalog.has_function_privilege(''pg_catalog.pg_log_standby_snapshot()'', ''EXECUTE'') then
+      'if p_bytes > 1048576 and pg_catalog.has_function_privilege(''pg_catalog.pg_log_standby_snapshot()'', ''EXECUTE'') then
          perform pg_catalog.pg_log_standby_snapshot();
        end if;' else 'null;' end
     || ' end $b$';
@@ -4543,13 +4547,18 @@ grant execute on function meshaudit_private.shorten_reading(numeric) to meshaudi
 comment on function meshaudit_private.shorten_reading(numeric) is
   'Lets the slot''s restart_lsn follow soon, if it is that many bytes behind and the caller may.';
 
+-- Noted before the sealer has a transaction of its own, which would hold restart_lsn back by another run.
+--
 -- At most p_limit messages. The statements were parsed when they were made: the caller has no USAGE on our schema.
 create function meshaudit_private.seal(p_limit int) returns bigint
 language sql volatile security invoker
 begin atomic
+  select meshaudit_private.shorten_reading(pg_catalog.pg_current_wal_flush_lsn() - s.restart_lsn)
+  from pg_catalog.pg_replication_slots s
+  where s.slot_name = (select 'meshaudit_' || d.oid from pg_catalog.pg_database d where d.datname = pg_catalog.current_database());
+
   -- up to here the last run has committed
-  select meshaudit_private.shorten_reading(b.sealed_lsn - s.restart_lsn),
-    pg_catalog.pg_replication_slot_advance(b.slot_name, b.sealed_lsn)
+  select pg_catalog.pg_replication_slot_advance(b.slot_name, b.sealed_lsn)
   from meshaudit_private.begin_seal() b
   join pg_catalog.pg_replication_slots s on s.slot_name = b.slot_name
   where b.settled and s.confirmed_flush_lsn < b.sealed_lsn;
@@ -5121,7 +5130,7 @@ as $$
           pg_catalog.to_char(f."timestamp" at time zone r.time_zone, 'Dy HH24:MI'), r.time_zone)
       end as message
     from meshaudit.audit_feed f
-    join meshaudit_private.alert_rules r on r.enabled and case r.rule
+    join meshaudit_private.alert_rules r on r.enabled and r.rule in ('rolled_back', 'gap', 'hours') and case r.rule
       when 'rolled_back' then f.outcome = 'rolled_back' and f.operation = 'read'
       when 'gap' then f.secret_table = 'meshaudit.journal' and f.secret_id ~ '^gap '
       when 'hours' then meshaudit_private.is_access(f.secret_table) and not (
@@ -5149,10 +5158,10 @@ begin
     from meshaudit.audit_feed f
     cross join lateral (select case when pg_catalog.starts_with(f.user_identity, 'erasable:')
       then meshaudit_private.first_name(f.user_identity) else f.user_identity end) n (who)
-    join meshaudit_private.alert_rules r on r.enabled and meshaudit_private.is_access(f.secret_table) and case r.rule
+    join meshaudit_private.alert_rules r on r.enabled and r.rule in ('reads', 'denials') and case r.rule
       when 'reads' then f.operation = 'read' and f.outcome <> 'denied'
       when 'denials' then f.outcome = 'denied' else false end
-    where f.feed_id > p_after and f.feed_id <= p_upto and f.kind = 'entry'
+    where f.feed_id > p_after and f.feed_id <= p_upto and f.kind = 'entry' and meshaudit_private.is_access(f.secret_table)
     group by 1, 2, 3, 4
     on conflict (rule, identity_source, user_identity, bucket) do update set count = c.count + excluded.count,
       scope = case when c.scope = excluded.scope then c.scope else '*' end;
@@ -5168,10 +5177,11 @@ begin
       from meshaudit.audit_feed f
       cross join lateral (select case when pg_catalog.starts_with(f.user_identity, 'erasable:')
       then meshaudit_private.first_name(f.user_identity) else f.user_identity end) w (who)
-      join meshaudit_private.alert_rules r on r.enabled and meshaudit_private.is_access(f.secret_table) and case r.rule
+      join meshaudit_private.alert_rules r on r.enabled and r.rule in ('reads', 'denials') and case r.rule
         when 'reads' then f.operation = 'read' and f.outcome <> 'denied'
         when 'denials' then f.outcome = 'denied' else false end
       where f.feed_id > p_after and f.feed_id <= p_upto and f.kind = 'entry'
+        and meshaudit_private.is_access(f.secret_table)
       group by r.rule, f.identity_source, w.who) n,
     lateral (
       select pg_catalog.sum(c.count)::pg_catalog.int8 as total,
