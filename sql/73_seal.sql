@@ -50,7 +50,7 @@ begin
     || case when current_setting('server_version_num')::int >= 160000 then
       'if p_bytes > 1048576 and pg_catalog.has_function_privilege(''pg_catalog.pg_log_standby_snapshot()'', ''EXECUTE'') then
          perform pg_catalog.pg_log_standby_snapshot();
-       end if;' else 'null;' end
+       end if;' else 'perform p_bytes;' end
     || ' end $b$';
 end
 $$;
