@@ -30,8 +30,8 @@ end
 $$;
 
 -- The plpgsql statement that records one access, given as expressions: record_access(), written out, since calling it and
--- record_writes() costs as much as the record. A write is in no READ ONLY transaction; what reveals is STABLE and may not
--- INSERT itself.
+-- record_writes() costs as much as the record. A write is in no READ ONLY transaction. What reveals is STABLE: it may not
+-- INSERT itself, and what it would see of the journal may be old.
 create function meshaudit_private.recording(
   p meshaudit_private.protections, p_operation text, p_id text, p_scope text, p_role text
 ) returns text
@@ -46,15 +46,25 @@ as $$
     end, p_operation, p_id, pg_catalog.format('%I.%I', p.schema_name, p.table_name), p_scope, p_role)
 $$;
 
--- Those that record the rows of v_ids and v_scopes; one row goes the short way. Inside of a trigger's definer function nobody
--- knows who is current_user outside.
+-- Those that record the rows of v_ids and v_scopes; one row goes the short way, in journal mode with what was seen of the journal
+-- beside those. Inside of a trigger's definer function nobody knows who is current_user outside.
 create function meshaudit_private.recording_all(p meshaudit_private.protections, p_operation text) returns text
 language sql stable set search_path = ''
 as $$
-  select pg_catalog.format('if pg_catalog.cardinality(v_ids) = 1 then %s else perform meshaudit_private.record_writes(%L, v_ids, %L, v_scopes, %s, %L); end if;',
-    meshaudit_private.recording(p, p_operation, 'v_ids[1]', 'v_scopes[1]', r.role),
-    p_operation, pg_catalog.format('%I.%I', p.schema_name, p.table_name), r.role, p.mode = 'journal')
-  from (values ('coalesce(nullif(pg_catalog.current_setting(''role''), ''none''), session_user::pg_catalog.text)')) r (role)
+  select case when p.mode = 'journal' then pg_catalog.format('if v_ready and pg_catalog.cardinality(v_ids) = 1 then
+      v_payload := meshaudit_private.plain_payload(%L, ''granted'', v_ids[1], %L, v_scopes[1], %s);
+      if meshaudit_private.emit(meshaudit_private.message(v_head, v_inner, v_outer, v_payload), false) is null then
+        perform meshaudit_private.refuse_unrecorded();
+      end if;
+    els', p_operation, t.name, r.role) else '' end
+  || pg_catalog.format('if pg_catalog.cardinality(v_ids) = 1 then
+      %s
+    else
+      perform meshaudit_private.record_writes(%L, v_ids, %L, v_scopes, %s, %L);
+    end if;',
+    meshaudit_private.recording(p, p_operation, 'v_ids[1]', 'v_scopes[1]', r.role), p_operation, t.name, r.role, p.mode = 'journal')
+  from (values ('coalesce(nullif(pg_catalog.current_setting(''role''), ''none''), session_user::pg_catalog.text)')) r (role),
+    (select pg_catalog.format('%I.%I', p.schema_name, p.table_name)) t (name)
 $$;
 
 comment on function meshaudit_private.recording(meshaudit_private.protections, text, text, text, text) is

@@ -242,6 +242,9 @@ create table meshaudit_private.lane_heads (
   hash bytea not null
 ) with (autovacuum_vacuum_threshold = 1000, autovacuum_vacuum_scale_factor = 0);
 alter table meshaudit_private.lane_heads alter column hash set storage plain;
+-- Without statistics a look-up costs one page, as it does. With them the planner sees that there are more pages than rows, and
+-- takes a bitmap scan, which is slower.
+alter table meshaudit_private.lane_heads alter column lane set statistics 0;
 
 create sequence meshaudit_private.lane_number as int;
 
@@ -5770,8 +5773,8 @@ end
 $$;
 
 -- The plpgsql statement that records one access, given as expressions: record_access(), written out, since calling it and
--- record_writes() costs as much as the record. A write is in no READ ONLY transaction; what reveals is STABLE and may not
--- INSERT itself.
+-- record_writes() costs as much as the record. A write is in no READ ONLY transaction. What reveals is STABLE: it may not
+-- INSERT itself, and what it would see of the journal may be old.
 create function meshaudit_private.recording(
   p meshaudit_private.protections, p_operation text, p_id text, p_scope text, p_role text
 ) returns text
@@ -5786,15 +5789,25 @@ as $$
     end, p_operation, p_id, pg_catalog.format('%I.%I', p.schema_name, p.table_name), p_scope, p_role)
 $$;
 
--- Those that record the rows of v_ids and v_scopes; one row goes the short way. Inside of a trigger's definer function nobody
--- knows who is current_user outside.
+-- Those that record the rows of v_ids and v_scopes; one row goes the short way, in journal mode with what was seen of the journal
+-- beside those. Inside of a trigger's definer function nobody knows who is current_user outside.
 create function meshaudit_private.recording_all(p meshaudit_private.protections, p_operation text) returns text
 language sql stable set search_path = ''
 as $$
-  select pg_catalog.format('if pg_catalog.cardinality(v_ids) = 1 then %s else perform meshaudit_private.record_writes(%L, v_ids, %L, v_scopes, %s, %L); end if;',
-    meshaudit_private.recording(p, p_operation, 'v_ids[1]', 'v_scopes[1]', r.role),
-    p_operation, pg_catalog.format('%I.%I', p.schema_name, p.table_name), r.role, p.mode = 'journal')
-  from (values ('coalesce(nullif(pg_catalog.current_setting(''role''), ''none''), session_user::pg_catalog.text)')) r (role)
+  select case when p.mode = 'journal' then pg_catalog.format('if v_ready and pg_catalog.cardinality(v_ids) = 1 then
+      v_payload := meshaudit_private.plain_payload(%L, ''granted'', v_ids[1], %L, v_scopes[1], %s);
+      if meshaudit_private.emit(meshaudit_private.message(v_head, v_inner, v_outer, v_payload), false) is null then
+        perform meshaudit_private.refuse_unrecorded();
+      end if;
+    els', p_operation, t.name, r.role) else '' end
+  || pg_catalog.format('if pg_catalog.cardinality(v_ids) = 1 then
+      %s
+    else
+      perform meshaudit_private.record_writes(%L, v_ids, %L, v_scopes, %s, %L);
+    end if;',
+    meshaudit_private.recording(p, p_operation, 'v_ids[1]', 'v_scopes[1]', r.role), p_operation, t.name, r.role, p.mode = 'journal')
+  from (values ('coalesce(nullif(pg_catalog.current_setting(''role''), ''none''), session_user::pg_catalog.text)')) r (role),
+    (select pg_catalog.format('%I.%I', p.schema_name, p.table_name)) t (name)
 $$;
 
 comment on function meshaudit_private.recording(meshaudit_private.protections, text, text, text, text) is
@@ -6215,6 +6228,7 @@ as $$
   order by f.n, a.attnum
 $$;
 
+-- One query tells what was written and, in journal mode, how to sign it.
 create function meshaudit_private.writes_function(p meshaudit_private.protections) returns text
 language sql stable set search_path = ''
 as $$
@@ -6227,37 +6241,49 @@ declare
   v_scopes pg_catalog.text[];
   v_old_ids pg_catalog.text[];
   v_old_scopes pg_catalog.text[];
+  v_ready pg_catalog.bool;
+  v_head pg_catalog.bytea;
+  v_inner pg_catalog.bytea;
+  v_outer pg_catalog.bytea;
+  v_payload pg_catalog.bytea;
 begin
   if tg_table_schema <> 'meshaudit_protected' or tg_table_name <> all (%5$L::pg_catalog.name[]) then
     -- somebody who can name this function has put it on a table of his own
     raise exception 'the audit log takes entries only from meshaudit''s own functions' using errcode = 'MA003',
       hint = 'This function is for the protected table alone, by the name that it had then.';
   elsif tg_op = 'INSERT' then
-    select pg_catalog.array_agg(%1$s), pg_catalog.array_agg(%2$s) into v_ids, v_scopes from new_rows;
-    %6$s
+    select n.ids, n.scopes%6$s into v_ids, v_scopes%7$s
+      from (select pg_catalog.array_agg(%1$s) as ids, pg_catalog.array_agg(%2$s) as scopes from new_rows) n%8$s;
+    %9$s
   elsif tg_op = 'UPDATE' then
-    select pg_catalog.array_agg(%1$s), pg_catalog.array_agg(%2$s) into v_ids, v_scopes from new_rows;
-    select pg_catalog.array_agg(%3$s), pg_catalog.array_agg(%4$s) into v_old_ids, v_old_scopes from old_rows;
+    select n.ids, n.scopes, o.ids, o.scopes%6$s into v_ids, v_scopes, v_old_ids, v_old_scopes%7$s
+      from (select pg_catalog.array_agg(%1$s) as ids, pg_catalog.array_agg(%2$s) as scopes from new_rows) n,
+        (select pg_catalog.array_agg(%3$s) as ids, pg_catalog.array_agg(%4$s) as scopes from old_rows) o%8$s;
     if v_ids is distinct from v_old_ids or v_scopes is distinct from v_old_scopes then
       -- both, where the key or the scope has changed
       select pg_catalog.array_agg(u.id), pg_catalog.array_agg(u.scope) into v_ids, v_scopes from (
         select * from unnest(v_old_ids, v_old_scopes) union select * from unnest(v_ids, v_scopes)) u (id, scope);
     end if;
-    %7$s
+    %10$s
   elsif tg_op = 'DELETE' then
-    select pg_catalog.array_agg(%3$s), pg_catalog.array_agg(%4$s) into v_ids, v_scopes from old_rows;
-    %8$s
+    select o.ids, o.scopes%6$s into v_ids, v_scopes%7$s
+      from (select pg_catalog.array_agg(%3$s) as ids, pg_catalog.array_agg(%4$s) as scopes from old_rows) o%8$s;
+    %11$s
   else
     v_ids := array['all rows (TRUNCATE)'];
     v_scopes := array['*'];
-    %8$s
+    %11$s
   end if;
   return null;
 end
 $body$, meshaudit_private.id_expression(p.base, p.key_columns, 'new_rows.%1$I'), meshaudit_private.scope_expression(p.base, p.scope_column, 'new_rows.%1$I'),
       meshaudit_private.id_expression(p.base, p.key_columns, 'old_rows.%1$I'), meshaudit_private.scope_expression(p.base, p.scope_column, 'old_rows.%1$I'),
       array(select u ->> 'name' from pg_catalog.jsonb_array_elements(p.saved) u),
+      j.looks, j.variables, j.source,
       meshaudit_private.recording_all(p, 'create'), meshaudit_private.recording_all(p, 'update'), meshaudit_private.recording_all(p, 'delete')))
+  from (values (true, ', meshaudit_private.journal_healthy(j.healthy_until, j.healthy_since) and meshaudit_private.is_plain_session(), j.message_head, j.inner_key, j.outer_key',
+      ', v_ready, v_head, v_inner, v_outer', ', meshaudit_private.journal j'), (false, '', '', '')) j (journal, looks, variables, source)
+  where j.journal = (p.mode = 'journal')
 $$;
 
 comment on function meshaudit_private.text_settings(oid, name[]) is 'SET clauses that make the text of those columns the same in every session; none where it is.';
