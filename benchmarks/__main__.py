@@ -140,7 +140,7 @@ def show(results: dict[str, Any]) -> None:
         second.add_row(name, *(f"{value:,}" for value in cell.values()))
     console.print(second)
     third = Table("protected table, 32 clients")
-    for title in ("unprotected tps", "ledger", "journal"):
+    for title in ("unprotected tps", "ledger", "journal", "plain view"):
         third.add_column(title, justify="right")
     for name, cell in results["protected table, 32 clients"].items():
         third.add_row(name, *(f"{value:,}" for value in cell.values()))
