@@ -48,13 +48,13 @@ def pgbench(server: Server, function: str, clients: int, seconds: float) -> floa
     return run_script(server, text, clients, seconds)
 
 
-def run_script(server: Server, script: str, clients: int, seconds: float) -> float:
+def run_script(server: Server, script: str, clients: int, seconds: float, user: str = "postgres") -> float:
     """Transactions a second of a pgbench script."""
     with tempfile.NamedTemporaryFile("w", suffix=".sql") as file:
         file.write(script)
         file.flush()
         command = [client("pgbench"), "-n", "-M", "prepared", "-c", clients, "-j", min(clients, 2)]
-        command += ["-T", int(seconds), "-f", file.name, server.dsn("bench")]
+        command += ["-T", int(seconds), "-f", file.name, server.dsn("bench", user=user)]
         done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=True)
     found = re.search(r"tps = ([\d.]+)", done.stdout)
     if found is None:
