@@ -14,6 +14,7 @@ import json
 import random
 import sys
 import time
+from collections import deque
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from threading import Event, Thread
@@ -38,9 +39,12 @@ from meshaudit.errors import (
 from meshaudit.version import require_current
 
 INTERVAL = 0.2
-# When nothing is written, runs are this far apart. No longer: what was written during a run and flushed only
-# by its commit looks as if that run had seen it.
+# When nothing is written, runs are this far apart. No longer: it is what remains of the second within which
+# an entry is promised, should something written during a run be taken for the run's own all the same.
 IDLE = 0.7
+# What is written during a run, that run has not seen. Runs that find nothing write the same few bytes: one
+# after which the log has grown by more than after the least of so many before it is followed by another.
+_RUNS = 20
 PROGRESS = 2.0
 _BACKLOG = 1_000_000  # bytes of log: more than one run's worth passes at once only if there is a backlog
 FEED_LIMIT = 10_000
@@ -173,6 +177,7 @@ class _Worker:
     def __init__(self, conn: psycopg.Connection[Any], interval: float, log: Log) -> None:
         self._conn, self._interval, self._log = conn, interval, log
         self._quiet_at: int | None = None  # the log's end, if all before it is sealed
+        self._growths: deque[int] = deque(maxlen=_RUNS)  # of the log, by runs that found nothing
         self._ran = self._told = 0.0
         self._entries = 0
         self._armed = True
@@ -181,15 +186,14 @@ class _Worker:
         """Seal if there may be something to seal; returns how long to wait."""
         before = _place(self._conn)
         now = time.monotonic()
-        if before.written == self._quiet_at and now - self._ran < IDLE:
-            return self._interval
+        idle = self._ran + IDLE - now
+        if before.written == self._quiet_at and idle > 0:
+            return min(self._interval, idle)
         made = self._seal()
         fed = feed_once(self._conn)
         self._ran = time.monotonic()
         after = _place(self._conn)
-        # What was written and not yet flushed, this run has not seen; its commit has flushed it.
-        complete = before.flushed >= before.written and not made and not fed
-        self._quiet_at = after.written if complete else None
+        self._quiet_at = after.written if self._has_seen_all(before, after, made + fed) else None
         self._entries += made
         moved = (after.sealed or 0) - (before.sealed or 0)
         behind = moved > _BACKLOG
@@ -203,6 +207,15 @@ class _Worker:
                 behind_bytes=max(0, after.flushed - (after.sealed or after.flushed)),
             )
         return 0.0 if behind or fed >= FEED_LIMIT else self._interval
+
+    def _has_seen_all(self, before: _Place, after: _Place, found: int) -> bool:
+        # What was written and not yet flushed, this run has not seen; its commit has flushed it.
+        if found or before.flushed < before.written:
+            return False
+        growth = after.written - before.written
+        alone = bool(self._growths) and growth <= min(self._growths)
+        self._growths.append(growth)
+        return alone
 
     def _seal(self) -> int:
         try:

@@ -69,22 +69,26 @@ as $$
   where p_identity is not null
 $$;
 
--- Entries of the journal's records, with pseudonyms.
+-- Entries of the journal's records, with pseudonyms. Each identity is asked for once; the answers are jsonb, where one is
+-- found among many whatever the planner makes of it.
 create function meshaudit_private.pseudonymous(p_entries meshaudit_private.ledger[]) returns meshaudit_private.ledger[]
 language plpgsql volatile set search_path = ''
 as $$
 declare
-  e meshaudit_private.ledger;
-  v_entries meshaudit_private.ledger[];
+  v_names constant pg_catalog.jsonb := (
+    select pg_catalog.jsonb_object_agg(n.identity, meshaudit_private.pseudonym_of(n.identity))
+    from (
+      select e.user_identity as identity from unnest(p_entries) e where e.identity_source = 'jwt' and e.user_identity is not null
+      union
+      select e.claimed_identity from unnest(p_entries) e where e.claimed_identity is not null) n);
 begin
-  foreach e in array p_entries loop
-    if e.identity_source = 'jwt' then
-      e.user_identity := meshaudit_private.pseudonym_of(e.user_identity);
-    end if;
-    e.claimed_identity := meshaudit_private.pseudonym_of(e.claimed_identity);
-    v_entries := v_entries || e;
-  end loop;
-  return v_entries;
+  return array(
+    select row(
+      e.id, e.secret_id, e.access_type, e."timestamp",
+      case e.identity_source when 'jwt' then v_names ->> e.user_identity else e.user_identity end, e.ip_address, e.operation,
+      e.outcome, e.secret_table, e.scope, e.identity_source, v_names ->> e.claimed_identity, e.db_user, e.db_role,
+      e.application_name, e.user_agent, e.request_id, e.access_id, e.lane, e.seq, e.prev_hash, e.hash)::meshaudit_private.ledger
+    from unnest(p_entries) e);
 end
 $$;
 

@@ -12,6 +12,7 @@ language plpgsql volatile set search_path = ''
 as $$
 declare
   v_count constant pg_catalog.int4 := coalesce(pg_catalog.cardinality(p_entries), 0);
+  v_utf8 constant pg_catalog.bool := pg_catalog.pg_client_encoding() = 'UTF8';
   v_rest meshaudit_private.ledger[];
   e meshaudit_private.ledger;
   v_bytes pg_catalog.bytea[];
@@ -28,10 +29,18 @@ begin
 
   v_rest := p_entries[2:];
   v_bytes := array(
-    select meshaudit_private.entry_head(e.lane, e.seq + r.i) || meshaudit_private.entry_tail(
-      r.id, r.secret_id, r.access_type, r."timestamp", r.user_identity, r.ip_address, r.operation, r.outcome,
-      r.secret_table, r.scope, r.identity_source, r.claimed_identity, r.db_user, r.db_role, r.application_name,
-      r.user_agent, r.request_id, r.access_id)
+    select case when v_utf8 then
+      -- entry_head() and entry_tail() in one
+      pg_catalog.substr(pg_catalog.record_send(row(
+        1, e.lane, e.seq + r.i, r.id, r.secret_id, r.access_type, r."timestamp", r.user_identity, r.ip_address,
+        r.operation, r.outcome, r.secret_table, r.scope, r.identity_source, r.claimed_identity, r.db_user, r.db_role,
+        r.application_name, r.user_agent, r.request_id, r.access_id)), 5)
+    else
+      meshaudit_private.entry_head(e.lane, e.seq + r.i) || meshaudit_private.entry_tail_portable(
+        r.id, r.secret_id, r.access_type, r."timestamp", r.user_identity, r.ip_address, r.operation, r.outcome,
+        r.secret_table, r.scope, r.identity_source, r.claimed_identity, r.db_user, r.db_role, r.application_name,
+        r.user_agent, r.request_id, r.access_id)
+    end
     from unnest(v_rest) with ordinality r (
       id, secret_id, access_type, "timestamp", user_identity, ip_address, operation, outcome, secret_table, scope,
       identity_source, claimed_identity, db_user, db_role, application_name, user_agent, request_id, access_id, lane,
@@ -58,16 +67,11 @@ $$;
 create function meshaudit_private.each_once(p_entries meshaudit_private.ledger[]) returns meshaudit_private.ledger[]
 language sql stable set search_path = ''
 as $$
-  select case
-    when (select pg_catalog.count(distinct e.access_id) from unnest(p_entries) e) = pg_catalog.cardinality(p_entries)
-      then p_entries
-    else (
-      select pg_catalog.array_agg(o.entry order by o.i)
-      from (
-        select distinct on ((n.entry).access_id) n.i, n.entry
-        from (select p as entry, pg_catalog.row_number() over () as i from unnest(p_entries) p) n
-        order by (n.entry).access_id, n.i) o)
-  end
+  select pg_catalog.array_agg(o.entry order by o.i)
+  from (
+    select distinct on ((n.entry).access_id) n.i, n.entry
+    from (select p as entry, pg_catalog.row_number() over () as i from unnest(p_entries) p) n
+    order by (n.entry).access_id, n.i) o
 $$;
 
 comment on function meshaudit_private.time_of(text) is 'The time that a record gives in hex.';

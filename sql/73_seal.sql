@@ -48,9 +48,9 @@ begin
      language plpgsql volatile security invoker set search_path = '''' as $b$
      begin '
     || case when current_setting('server_version_num')::int >= 160000 then
-      'if p_bytes > 16777216 and pg_catalog.has_function_privilege(''pg_catalog.pg_log_standby_snapshot()'', ''EXECUTE'') then
+      'if p_bytes > 1048576 and pg_catalog.has_function_privilege(''pg_catalog.pg_log_standby_snapshot()'', ''EXECUTE'') then
          perform pg_catalog.pg_log_standby_snapshot();
-       end if;' else 'null;' end
+       end if;' else 'perform p_bytes;' end
     || ' end $b$';
 end
 $$;
@@ -59,13 +59,18 @@ grant execute on function meshaudit_private.shorten_reading(numeric) to meshaudi
 comment on function meshaudit_private.shorten_reading(numeric) is
   'Lets the slot''s restart_lsn follow soon, if it is that many bytes behind and the caller may.';
 
+-- Noted before the sealer has a transaction of its own, which would hold restart_lsn back by another run.
+--
 -- At most p_limit messages. The statements were parsed when they were made: the caller has no USAGE on our schema.
 create function meshaudit_private.seal(p_limit int) returns bigint
 language sql volatile security invoker
 begin atomic
+  select meshaudit_private.shorten_reading(pg_catalog.pg_current_wal_flush_lsn() - s.restart_lsn)
+  from pg_catalog.pg_replication_slots s
+  where s.slot_name = (select 'meshaudit_' || d.oid from pg_catalog.pg_database d where d.datname = pg_catalog.current_database());
+
   -- up to here the last run has committed
-  select meshaudit_private.shorten_reading(b.sealed_lsn - s.restart_lsn),
-    pg_catalog.pg_replication_slot_advance(b.slot_name, b.sealed_lsn)
+  select pg_catalog.pg_replication_slot_advance(b.slot_name, b.sealed_lsn)
   from meshaudit_private.begin_seal() b
   join pg_catalog.pg_replication_slots s on s.slot_name = b.slot_name
   where b.settled and s.confirmed_flush_lsn < b.sealed_lsn;
@@ -75,39 +80,44 @@ begin atomic
     select b.slot_name, b.sealed_lsn, pg_catalog.pg_current_wal_flush_lsn() as flushed,
       least(pg_catalog.pg_current_wal_flush_lsn(), b.sealed_lsn + 1073741824) as upto
     from meshaudit_private.begin_seal() b
-  ), peeked as materialized (
+  ), taken as materialized (
     -- M, flags (1 byte), LSN (8), "meshaudit" and a zero byte, length (4), content. We never send one that is
     -- transactional (flags 1) or longer than 4 MiB: their content does not matter, and there may be much of it.
-    select c.lsn, m.ours, case when m.ours then
-        case when pg_catalog.get_byte(c.data, 1) = 0 and pg_catalog.octet_length(c.data) <= 4194304
-          then pg_catalog.substr(c.data, 25) else '' end end as content
-    from place p,
-      lateral pg_catalog.pg_logical_slot_peek_binary_changes(p.slot_name::name, p.upto, p_limit,
-        'proto_version', '1', 'publication_names', 'meshaudit_journal', 'messages', 'true') c,
-      lateral (select pg_catalog.get_byte(c.data, 0) = 77 and c.lsn > p.sealed_lsn
-        and pg_catalog.substr(c.data, 11, 10) = pg_catalog.decode('6d657368617564697400', 'hex') as ours) m
-  ), ours as (
-    select c.lsn, c.content from peeked c where c.ours
-  ), sized as materialized (
-    select o.lsn, o.content, pg_catalog.sum(pg_catalog.octet_length(o.content)) over (order by o.lsn) as total from ours o
-  ), fitting as (
-    select s.lsn, s.content from sized s where s.total <= 67108864
-  ), read_to as (
-    select
-      case
-        when (select pg_catalog.count(*) from fitting) < (select pg_catalog.count(*) from sized) then (select max(f.lsn) from fitting f)
-        when pg_catalog.count(*) >= p_limit then max(c.lsn)
-        else greatest(max(c.lsn), (select p.upto from place p))
-      end as lsn,
-      pg_catalog.count(*) < p_limit and (select p.upto = p.flushed from place p) and (select pg_catalog.count(*) from fitting) = (select pg_catalog.count(*) from sized) as all_read
-    from peeked c
+    -- The slot gives its messages in order, and nothing here reorders them.
+    select pg_catalog.array_agg(m.lsn) filter (where m.ours) as lsns,
+      pg_catalog.array_agg(m.content) filter (where m.ours) as contents,
+      pg_catalog.sum(pg_catalog.octet_length(m.content)) as size, pg_catalog.count(*) as messages, max(m.lsn) as last
+    from (
+      select c.lsn, c.ours, case when c.ours then
+          case when pg_catalog.get_byte(c.data, 1) = 0 and pg_catalog.octet_length(c.data) <= 4194304
+            then pg_catalog.substr(c.data, 25) else '' end end as content
+      from (
+        select c.lsn, c.data, pg_catalog.get_byte(c.data, 0) = 77 and c.lsn > p.sealed_lsn
+          and pg_catalog.substr(c.data, 11, 10) = '\x6d657368617564697400'::pg_catalog.bytea as ours
+        from place p,
+          lateral pg_catalog.pg_logical_slot_peek_binary_changes(p.slot_name::name, p.upto, p_limit,
+            'proto_version', '1', 'publication_names', 'meshaudit_journal', 'messages', 'true') c
+        offset 0) c
+      offset 0) m
+  ), fitting as materialized (
+    -- how many of ours: those of a run are in memory at once
+    select case when t.size > 67108864 then (
+        select pg_catalog.count(*)
+        from (select pg_catalog.sum(pg_catalog.octet_length(c)) over (rows unbounded preceding) as total from unnest(t.contents) c) s
+        where s.total <= 67108864)::pg_catalog.int4 else pg_catalog.cardinality(t.lsns) end as count
+    from taken t
   )
   select coalesce((
     select meshaudit_private.seal_messages(
-      (select pg_catalog.array_agg(m.lsn order by m.lsn) from fitting m),
-      (select pg_catalog.array_agg(m.content order by m.lsn) from fitting m),
-      t.lsn, t.all_read)
-    from place, read_to t), 0);
+      case when f.count < pg_catalog.cardinality(t.lsns) then t.lsns[:f.count] else t.lsns end,
+      case when f.count < pg_catalog.cardinality(t.lsns) then t.contents[:f.count] else t.contents end,
+      case
+        when f.count < pg_catalog.cardinality(t.lsns) then (select max(l) from unnest(t.lsns[:f.count]) l)
+        when t.messages >= p_limit then t.last
+        else greatest(t.last, p.upto)
+      end,
+      t.messages < p_limit and p.upto = p.flushed and f.count is not distinct from pg_catalog.cardinality(t.lsns))
+    from place p, taken t, fitting f), 0);
 end;
 revoke all on function meshaudit_private.seal(int) from public;
 grant execute on function meshaudit_private.seal(int) to meshaudit_operator;

@@ -173,12 +173,23 @@ revoke all on function meshaudit_private.feed(int) from public;
 grant execute on function meshaudit_private.feed(int) to meshaudit_operator;
 comment on function meshaudit_private.feed(int) is 'meshaudit.feed(), for at most so many entries.';
 
--- After sealing: whatever goes wrong here is noted, and undoes nothing that was sealed.
+-- After sealing: whatever goes wrong here is noted, and undoes nothing that was sealed. It ends soon, however much there is
+-- to feed: the entries just made are visible only when it is done.
 create function meshaudit_private.feed_after_seal(p_limit int) returns bigint
 language plpgsql volatile security definer set search_path = ''
 as $$
+declare
+  c_slice constant pg_catalog.int4 := 2000;
+  v_until constant pg_catalog.timestamptz := pg_catalog.clock_timestamp() + '0.1 s'::pg_catalog.interval;
+  v_fed pg_catalog.int8;
+  v_total pg_catalog.int8 := 0;
 begin
-  return meshaudit_private.feed(p_limit);
+  loop
+    v_fed := meshaudit_private.feed(c_slice);
+    v_total := v_total + v_fed;
+    exit when v_fed < c_slice or v_total >= p_limit or pg_catalog.clock_timestamp() > v_until;
+  end loop;
+  return v_total;
 exception when others then
   raise warning 'the feed was not filled: %', sqlerrm;
   update meshaudit_private.feed_state set failed_at = pg_catalog.clock_timestamp(), failure = sqlerrm

@@ -40,7 +40,7 @@ as $$
           pg_catalog.to_char(f."timestamp" at time zone r.time_zone, 'Dy HH24:MI'), r.time_zone)
       end as message
     from meshaudit.audit_feed f
-    join meshaudit_private.alert_rules r on r.enabled and case r.rule
+    join meshaudit_private.alert_rules r on r.enabled and r.rule in ('rolled_back', 'gap', 'hours') and case r.rule
       when 'rolled_back' then f.outcome = 'rolled_back' and f.operation = 'read'
       when 'gap' then f.secret_table = 'meshaudit.journal' and f.secret_id ~ '^gap '
       when 'hours' then meshaudit_private.is_access(f.secret_table) and not (
@@ -66,11 +66,12 @@ begin
     select r.rule, f.identity_source, n.who, meshaudit_private.window_of(r.period / 6, f."timestamp"),
       case when min(f.scope) = max(f.scope) then min(f.scope) else '*' end, pg_catalog.count(*)
     from meshaudit.audit_feed f
-    cross join lateral (select meshaudit_private.first_name(f.user_identity)) n (who)
-    join meshaudit_private.alert_rules r on r.enabled and meshaudit_private.is_access(f.secret_table) and case r.rule
+    cross join lateral (select case when pg_catalog.starts_with(f.user_identity, 'erasable:')
+      then meshaudit_private.first_name(f.user_identity) else f.user_identity end) n (who)
+    join meshaudit_private.alert_rules r on r.enabled and r.rule in ('reads', 'denials') and case r.rule
       when 'reads' then f.operation = 'read' and f.outcome <> 'denied'
       when 'denials' then f.outcome = 'denied' else false end
-    where f.feed_id > p_after and f.feed_id <= p_upto and f.kind = 'entry'
+    where f.feed_id > p_after and f.feed_id <= p_upto and f.kind = 'entry' and meshaudit_private.is_access(f.secret_table)
     group by 1, 2, 3, 4
     on conflict (rule, identity_source, user_identity, bucket) do update set count = c.count + excluded.count,
       scope = case when c.scope = excluded.scope then c.scope else '*' end;
@@ -84,11 +85,13 @@ begin
         max(f."timestamp") as last_at, max(f.id) as last_id, pg_catalog.count(*) as count,
         case when min(f.ip_address) = max(f.ip_address) then min(f.ip_address) end as ip_address
       from meshaudit.audit_feed f
-      cross join lateral (select meshaudit_private.first_name(f.user_identity)) w (who)
-      join meshaudit_private.alert_rules r on r.enabled and meshaudit_private.is_access(f.secret_table) and case r.rule
+      cross join lateral (select case when pg_catalog.starts_with(f.user_identity, 'erasable:')
+      then meshaudit_private.first_name(f.user_identity) else f.user_identity end) w (who)
+      join meshaudit_private.alert_rules r on r.enabled and r.rule in ('reads', 'denials') and case r.rule
         when 'reads' then f.operation = 'read' and f.outcome <> 'denied'
         when 'denials' then f.outcome = 'denied' else false end
       where f.feed_id > p_after and f.feed_id <= p_upto and f.kind = 'entry'
+        and meshaudit_private.is_access(f.secret_table)
       group by r.rule, f.identity_source, w.who) n,
     lateral (
       select pg_catalog.sum(c.count)::pg_catalog.int8 as total,
@@ -114,7 +117,8 @@ begin
       r.rule, r.severity, r.period, r.enabled_at + r.learns as since, w.what, w.told, f.identity_source, v.who as user_identity,
       f.scope, f.id, f.secret_id, f.secret_table, f.ip_address, f."timestamp"
     from meshaudit.audit_feed f
-    cross join lateral (select meshaudit_private.first_name(f.user_identity)) v (who)
+    cross join lateral (select case when pg_catalog.starts_with(f.user_identity, 'erasable:')
+      then meshaudit_private.first_name(f.user_identity) else f.user_identity end) v (who)
     join meshaudit_private.alert_rules r on r.enabled and r.rule in ('new_secret', 'new_network'),
     lateral (
       select pg_catalog.sha256(pg_catalog.convert_to(f.secret_table || ' ' || f.secret_id, 'UTF8')), 'a first access to this secret'

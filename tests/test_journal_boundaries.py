@@ -191,6 +191,51 @@ def test_whatever_a_session_says_of_itself_is_read_back(journal: Journal) -> Non
     assert journal.outcomes() == ["granted"] * len(HARD)
 
 
+def test_an_application_without_a_name(journal: Journal) -> None:
+    """Empty in the record, nothing in the entry."""
+    payload = read_only_record(journal)
+    journal.seal()
+    fields = payload.split(b",")
+    fields[17] = b'""'
+    at, lsn, upto = journal.db.su.execute(
+        "select (sealed_lsn + 1)::text, (sealed_lsn + 100)::text, (sealed_lsn + 200)::text"
+        " from meshaudit_private.journal_progress"
+    ).fetchall()[0]
+    assert seal_messages(journal, lsn, signed(journal, written(b",".join(fields), at)), upto) == 1
+    entry = journal.entry()
+    assert entry["application_name"] is None
+    assert entry["outcome"] == "granted"
+    assert journal.told()
+
+
+def test_more_than_a_run_holds_at_once(journal: Journal) -> None:
+    """64 MB of messages: the others wait for the next run."""
+    stranger = journal.db.connect(journal.db.role("stranger"))
+    stranger.execute(
+        "select count(pg_logical_emit_message(false, 'meshaudit', repeat('x', 4000000))) from generate_series(1, 20)"
+    )
+    genuine(journal)
+    journal.db.su.execute("select pg_logical_emit_message(true, 'x', '')")
+    assert one(journal.operator, "select meshaudit.seal()") == 0
+    assert journal.refused() == (0, 16, 0)
+    assert journal.seal() == 1
+    assert journal.refused() == (0, 20, 0)
+    assert journal.outcomes() == ["rolled_back"]
+
+
+def test_places_beside_each_other_in_a_lane(journal: Journal) -> None:
+    """Of 600 accesses in a lane, each third rolled back: those, and no others, lack their entry."""
+    client = journal.client()
+    reads = "select count(meshaudit.read_secret(%s)) from generate_series(1, 2)"
+    for _ in range(200):
+        client.execute(reads, [journal.secret])
+        client.execute("begin")
+        one(client, READ, journal.secret)
+        client.execute("rollback")
+    assert journal.seal() == 200
+    assert sorted(journal.outcomes()) == ["granted"] * 400 + ["rolled_back"] * 200
+
+
 def test_floods_of_foreign_messages(journal: Journal) -> None:
     """More than a run takes, of others, transactional or not, do not keep it from going on."""
     stranger = journal.db.connect(journal.db.role("stranger"))

@@ -123,6 +123,37 @@ def test_an_idle_worker_runs_less_often(journal: Journal, monkeypatch: pytest.Mo
     assert 2 <= len([at for at in runs if at > started]) <= 9
 
 
+def test_what_is_written_during_a_run_is_not_left_for_later(
+    journal: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The log has grown by it before the worker looks how far it is: as if the run had seen it."""
+    monkeypatch.setattr(sealer, "IDLE", 60)
+    once, runs = sealer.seal_once, [0]
+
+    def counted(conn: psycopg.Connection[Any]) -> int:
+        runs[0] += 1
+        return once(conn)
+
+    def interrupted(conn: psycopg.Connection[Any]) -> int:
+        made = once(conn)
+        undone_read(journal)
+        return made
+
+    worker = sealer._Worker(journal.operator, sealer.INTERVAL, lambda *_, **__: None)
+    monkeypatch.setattr(sealer, "seal_once", counted)
+    before = -1
+    while runs[0] != before:
+        before = runs[0]
+        worker.turn()
+    # nothing is left, and it knows
+    journal.db.su.execute("select pg_logical_emit_message(true, 'x', '')")
+    monkeypatch.setattr(sealer, "seal_once", interrupted)
+    worker.turn()
+    monkeypatch.setattr(sealer, "seal_once", once)
+    worker.turn()
+    wait_for(journal, 1, 0)
+
+
 def test_its_session_is_killed(journal: Journal) -> None:
     with following(journal.db.dsn()) as events:
         for number in range(3):

@@ -841,8 +841,9 @@ create index ledger_by_id on meshaudit_private.ledger using brin (id) with (page
 -- It must fit into the index ledger_secret (2,704 bytes a row) beside any identity and any scope, of up to 1,024 bytes each.
 -- Else whoever gives a secret a long name could keep the sealer, or others, from writing an entry.
 
+-- STABLE, as convert_to() is: declared IMMUTABLE it would not be inlined.
 create function meshaudit_private.bounded(p_secret_id text) returns text
-language sql immutable parallel safe
+language sql stable parallel safe
 return case
   when pg_catalog.octet_length(pg_catalog."left"(p_secret_id, 512)) <= 600 then pg_catalog."left"(p_secret_id, 512)
   else pg_catalog."left"(p_secret_id, 100) || ' sha256:'
@@ -1202,22 +1203,26 @@ as $$
   where p_identity is not null
 $$;
 
--- Entries of the journal's records, with pseudonyms.
+-- Entries of the journal's records, with pseudonyms. Each identity is asked for once; the answers are jsonb, where one is
+-- found among many whatever the planner makes of it.
 create function meshaudit_private.pseudonymous(p_entries meshaudit_private.ledger[]) returns meshaudit_private.ledger[]
 language plpgsql volatile set search_path = ''
 as $$
 declare
-  e meshaudit_private.ledger;
-  v_entries meshaudit_private.ledger[];
+  v_names constant pg_catalog.jsonb := (
+    select pg_catalog.jsonb_object_agg(n.identity, meshaudit_private.pseudonym_of(n.identity))
+    from (
+      select e.user_identity as identity from unnest(p_entries) e where e.identity_source = 'jwt' and e.user_identity is not null
+      union
+      select e.claimed_identity from unnest(p_entries) e where e.claimed_identity is not null) n);
 begin
-  foreach e in array p_entries loop
-    if e.identity_source = 'jwt' then
-      e.user_identity := meshaudit_private.pseudonym_of(e.user_identity);
-    end if;
-    e.claimed_identity := meshaudit_private.pseudonym_of(e.claimed_identity);
-    v_entries := v_entries || e;
-  end loop;
-  return v_entries;
+  return array(
+    select row(
+      e.id, e.secret_id, e.access_type, e."timestamp",
+      case e.identity_source when 'jwt' then v_names ->> e.user_identity else e.user_identity end, e.ip_address, e.operation,
+      e.outcome, e.secret_table, e.scope, e.identity_source, v_names ->> e.claimed_identity, e.db_user, e.db_role,
+      e.application_name, e.user_agent, e.request_id, e.access_id, e.lane, e.seq, e.prev_hash, e.hash)::meshaudit_private.ledger
+    from unnest(p_entries) e);
 end
 $$;
 
@@ -4049,6 +4054,7 @@ language plpgsql volatile set search_path = ''
 as $$
 declare
   v_count constant pg_catalog.int4 := coalesce(pg_catalog.cardinality(p_entries), 0);
+  v_utf8 constant pg_catalog.bool := pg_catalog.pg_client_encoding() = 'UTF8';
   v_rest meshaudit_private.ledger[];
   e meshaudit_private.ledger;
   v_bytes pg_catalog.bytea[];
@@ -4065,10 +4071,18 @@ begin
 
   v_rest := p_entries[2:];
   v_bytes := array(
-    select meshaudit_private.entry_head(e.lane, e.seq + r.i) || meshaudit_private.entry_tail(
-      r.id, r.secret_id, r.access_type, r."timestamp", r.user_identity, r.ip_address, r.operation, r.outcome,
-      r.secret_table, r.scope, r.identity_source, r.claimed_identity, r.db_user, r.db_role, r.application_name,
-      r.user_agent, r.request_id, r.access_id)
+    select case when v_utf8 then
+      -- entry_head() and entry_tail() in one
+      pg_catalog.substr(pg_catalog.record_send(row(
+        1, e.lane, e.seq + r.i, r.id, r.secret_id, r.access_type, r."timestamp", r.user_identity, r.ip_address,
+        r.operation, r.outcome, r.secret_table, r.scope, r.identity_source, r.claimed_identity, r.db_user, r.db_role,
+        r.application_name, r.user_agent, r.request_id, r.access_id)), 5)
+    else
+      meshaudit_private.entry_head(e.lane, e.seq + r.i) || meshaudit_private.entry_tail_portable(
+        r.id, r.secret_id, r.access_type, r."timestamp", r.user_identity, r.ip_address, r.operation, r.outcome,
+        r.secret_table, r.scope, r.identity_source, r.claimed_identity, r.db_user, r.db_role, r.application_name,
+        r.user_agent, r.request_id, r.access_id)
+    end
     from unnest(v_rest) with ordinality r (
       id, secret_id, access_type, "timestamp", user_identity, ip_address, operation, outcome, secret_table, scope,
       identity_source, claimed_identity, db_user, db_role, application_name, user_agent, request_id, access_id, lane,
@@ -4095,16 +4109,11 @@ $$;
 create function meshaudit_private.each_once(p_entries meshaudit_private.ledger[]) returns meshaudit_private.ledger[]
 language sql stable set search_path = ''
 as $$
-  select case
-    when (select pg_catalog.count(distinct e.access_id) from unnest(p_entries) e) = pg_catalog.cardinality(p_entries)
-      then p_entries
-    else (
-      select pg_catalog.array_agg(o.entry order by o.i)
-      from (
-        select distinct on ((n.entry).access_id) n.i, n.entry
-        from (select p as entry, pg_catalog.row_number() over () as i from unnest(p_entries) p) n
-        order by (n.entry).access_id, n.i) o)
-  end
+  select pg_catalog.array_agg(o.entry order by o.i)
+  from (
+    select distinct on ((n.entry).access_id) n.i, n.entry
+    from (select p as entry, pg_catalog.row_number() over () as i from unnest(p_entries) p) n
+    order by (n.entry).access_id, n.i) o
 $$;
 
 comment on function meshaudit_private.time_of(text) is 'The time that a record gives in hex.';
@@ -4160,32 +4169,14 @@ comment on function meshaudit_private.bound_denials(meshaudit_private.ledger[]) 
   'Entries less the denials over 60 a minute and identity, which are counted.';
 comment on function meshaudit_private.close_denials() is 'An entry for each past minute''s denials that were not written.';
 
--- sql/72_seal_messages.sql
+-- sql/71_open_messages.sql
 
--- The sealer: turns records of the journal that have no entry in the ledger into entries.
---
--- Invariants
---   * one at a time: whoever seals holds the row of journal_progress; a second finds it locked and leaves;
---   * what is sealed and how far (sealed_lsn) is one transaction. The slot is advanced by the next run, up to where
---     the last one committed: killed at any instant, nothing is lost and nothing is doubled;
---   * a record of a transaction that is still open waits in journal_pending, and the slot goes on;
---   * only signed records count; of those, each access makes one entry.
+-- Opening messages of the journal: which are genuine records, what they say, and what became of their transactions.
 --
 -- The work is done in sets, since a busy database has tens of thousands of records a second, nearly all of which have
--- their entry already.
-
--- Item i is what lsns[i], access_ids[i], … say. Arrays side by side, since a composite in a composite costs more to make
--- and to take apart than all the rest.
-create type meshaudit_private.journal_items as (
-  lsns pg_lsn[],
-  access_ids uuid[],
-  fresh boolean[],  -- cannot have been sealed before
-  statuses text[],
-  records meshaudit_private.journal_record[],
-  batches boolean,  -- whether any is of many accesses
-  seen_from pg_lsn  -- where the earliest that is not fresh was written
-);
-comment on type meshaudit_private.journal_items is 'Genuine records, and what became of their transactions.';
+-- their entry already. A set is arrays side by side, because a composite in a composite costs more to make and to take
+-- apart than all the rest. STABLE functions with bodies in standard SQL are inlined into the statement that calls them, and
+-- have its snapshot.
 
 -- An access_id made of a digest (version 8: made in a way of our own).
 create function meshaudit_private.digest_id(p_digest bytea) returns uuid
@@ -4214,29 +4205,30 @@ $$;
 comment on function meshaudit_private.ended_transactions() is 'The transactions that records wait for and that are over.';
 
 -- Genuine records among messages, those that waited first, with the state of their transactions; and how many messages
--- were none, or were old ones sent again. A denial stands whatever its transaction does.
+-- were none, or were old ones sent again. A denial stands whatever its transaction does. batches: whether any is of many
+-- accesses; seen_from: where the earliest that is not fresh was written.
 --
 -- A record that was written after p_sealed, the end of what has been sealed, and signed with p_key_id, the key in use, is
 -- fresh: no earlier run can have met it. So is one that waited, since none is sealed while it does.
-create function meshaudit_private.open_messages(
-  p_lsns pg_lsn[], p_contents bytea[], p_sealed pg_lsn, p_key_id int,
-  out items meshaudit_private.journal_items, out forged bigint, out garbage bigint, out replayed bigint
+create function meshaudit_private.open_messages(p_lsns pg_lsn[], p_contents bytea[], p_sealed pg_lsn, p_key_id int)
+returns table (
+  lsns pg_lsn[], access_ids uuid[], fresh boolean[], statuses text[], records meshaudit_private.journal_record[],
+  batches boolean, seen_from pg_lsn, forged bigint, garbage bigint, replayed bigint
 )
-language sql volatile set search_path = ''
-as $$
-  -- "offset 0": what one step computes, the next does not compute again
+language sql stable
+begin atomic
+  -- "offset 0": what one step computes, the next does not compute again. Nothing here reorders rows. The keys are read by
+  -- subqueries: what is in no parameter, debug_print_plan shows to no client.
   select
-    row(
-      pg_catalog.array_agg(t.lsn) filter (where t.timely), pg_catalog.array_agg(t.access_id) filter (where t.timely),
-      pg_catalog.array_agg(t.fresh) filter (where t.timely), pg_catalog.array_agg(t.status) filter (where t.timely),
-      pg_catalog.array_agg(t.r) filter (where t.timely),
-      pg_catalog.bool_or((t.r).secret_ids is not null) filter (where t.timely),
-      pg_catalog.min((t.r).written) filter (where t.timely and not t.fresh))::meshaudit_private.journal_items,
+    pg_catalog.array_agg(t.lsn) filter (where t.timely), pg_catalog.array_agg(t.access_id) filter (where t.timely),
+    pg_catalog.array_agg(t.fresh) filter (where t.timely), pg_catalog.array_agg(t.status) filter (where t.timely),
+    pg_catalog.array_agg(t.r) filter (where t.timely),
+    pg_catalog.bool_or(t.batch) filter (where t.timely), min(t.written) filter (where t.timely and not t.fresh),
     pg_catalog.count(*) filter (where t.key_id is not null and not t.genuine),
     pg_catalog.count(*) filter (where t.key_id is null and not t.genuine),
     pg_catalog.count(*) filter (where not t.timely)
   from (
-    select x.lsn, x.key_id, x.genuine, x.r,
+    select x.lsn, x.key_id, x.genuine, x.r, (x.r).secret_ids is not null as batch, (x.r).written as written,
       case
         when x.access_id is not null or not x.genuine then x.access_id
         when pg_catalog.strpos((x.r).writer, '-') > 0 then (x.r).writer::pg_catalog.uuid
@@ -4247,50 +4239,56 @@ as $$
       case when x.genuine then x.waited or x.lsn - (x.r).written between 0 and 536870912 end as timely,
       case when (x.r).xid is null or (x.r).outcome = 'denied' then 'none'
         -- too new to be asked about: still open, or of another server whose data came here
-        when (x.r).xid >= pg_catalog.pg_snapshot_xmax(pg_catalog.pg_current_snapshot()) then 'in progress'
+        when (x.r).xid >= (select pg_catalog.pg_snapshot_xmax(pg_catalog.pg_current_snapshot())) then 'in progress'
         else coalesce(pg_catalog.pg_xact_status((x.r).xid), 'aborted') end as status
     from (
       select p.lsn, null::pg_catalog.int4 as key_id, null::pg_catalog.bytea as mac, p.access_id, true as genuine,
         true as waited, p.payload::meshaudit_private.journal_record as r
       from (
         select p.* from meshaudit_private.journal_pending p
-        where p.xid = any (meshaudit_private.ended_transactions()) order by p.lsn) p
+        where p.xid = any ((select meshaudit_private.ended_transactions())::pg_catalog.xid8[]) order by p.lsn) p
       union all
       select c.lsn, c.key_id, c.mac, null, c.genuine, false,
         case when c.genuine then pg_catalog.convert_from(c.body, 'UTF8')::meshaudit_private.journal_record end
       from (
         select m.lsn, m.key_id, m.mac, m.body,
-          k.key_id is not null
-            and m.mac = pg_catalog.sha256(k.outer_key || pg_catalog.sha256(k.inner_key || m.body)) as genuine
+          case
+            when m.key_id is null then false
+            when m.key_id = p_key_id then coalesce(m.mac = pg_catalog.sha256(
+              (select k.outer_key from meshaudit_private.journal_keys k where k.key_id = p_key_id)
+              || pg_catalog.sha256((select k.inner_key from meshaudit_private.journal_keys k where k.key_id = p_key_id)
+                || m.body)), false)
+            else exists (
+              select from meshaudit_private.journal_keys k where k.key_id = m.key_id
+                and m.mac = pg_catalog.sha256(k.outer_key || pg_catalog.sha256(k.inner_key || m.body)))
+          end as genuine
         from (
           select m.lsn, pg_catalog.substr(m.content, 6, 32) as mac, pg_catalog.substr(m.content, 38) as body,
             case when pg_catalog.octet_length(m.content) >= 40 and pg_catalog.get_byte(m.content, 0) = 1 then
               ('x' || pg_catalog.encode(pg_catalog.substr(m.content, 2, 4), 'hex'))::pg_catalog."bit"(32)::pg_catalog.int4
             end as key_id
           from unnest(p_lsns, p_contents) m (lsn, content) offset 0) m
-        left join meshaudit_private.journal_keys k on k.key_id = m.key_id
         offset 0) c
       offset 0) x
-    -- the join with the keys may have mixed them
-    order by x.lsn offset 0) t
-$$;
+    offset 0) t;
+end;
 
--- The same items with the accesses of each batch one by one, in order.
-create function meshaudit_private.open_batches(p_items meshaudit_private.journal_items)
-returns meshaudit_private.journal_items
-language sql stable set search_path = ''
-as $$
+-- The same with the accesses of each batch one by one, in order.
+create function meshaudit_private.open_batches(
+  p_access_ids uuid[], p_fresh boolean[], p_statuses text[], p_records meshaudit_private.journal_record[]
+) returns table (access_ids uuid[], fresh boolean[], statuses text[], records meshaudit_private.journal_record[])
+language sql stable
+begin atomic
   with items as materialized (
-    select i.* from unnest((p_items).lsns, (p_items).access_ids, (p_items).fresh, (p_items).statuses)
-      with ordinality i (lsn, access_id, fresh, status, i)
+    select i.* from unnest(p_access_ids, p_fresh, p_statuses) with ordinality i (access_id, fresh, status, i)
   ), records as materialized (
-    select r as r, pg_catalog.row_number() over () as i from unnest((p_items).records) r
+    select r as r, pg_catalog.row_number() over () as i from unnest(p_records) r
   ), singles as (
-    select i.lsn, i.i, 0::pg_catalog.int8 as n, i.access_id, i.fresh, i.status, r.r
+    select i.i, 0::pg_catalog.int8 as n, i.access_id, i.fresh, i.status, r.r
     from items i join records r on r.i = i.i
     where (r.r).secret_ids is null
     union all
-    select i.lsn, i.i, b.n,
+    select i.i, b.n,
       coalesce(b.access_id, meshaudit_private.digest_id(pg_catalog.sha256(
         pg_catalog.uuid_send(i.access_id) || pg_catalog.int8send(b.n)))),
       i.fresh, i.status, row(
@@ -4303,21 +4301,57 @@ as $$
         with ordinality b (secret_id, scope, at, access_id, n)
     where (r.r).secret_ids is not null
   )
-  select row(
-    pg_catalog.array_agg(s.lsn), pg_catalog.array_agg(s.access_id), pg_catalog.array_agg(s.fresh),
-    pg_catalog.array_agg(s.status), pg_catalog.array_agg(s.r), false, (p_items).seen_from)::meshaudit_private.journal_items
-  from (select s.* from singles s order by s.i, s.n) s
+  select pg_catalog.array_agg(s.access_id), pg_catalog.array_agg(s.fresh), pg_catalog.array_agg(s.status),
+    pg_catalog.array_agg(s.r)
+  from (select s.* from singles s order by s.i, s.n) s;
+end;
+
+comment on function meshaudit_private.open_messages(pg_lsn[], bytea[], pg_lsn, int) is
+  'Genuine records among messages, with the state of their transactions, and how many were forged or garbage.';
+comment on function meshaudit_private.open_batches(uuid[], boolean[], text[], meshaudit_private.journal_record[]) is
+  'Records with the accesses of each batch one by one.';
+
+-- sql/72_seal_messages.sql
+
+-- The sealer: turns records of the journal that have no entry in the ledger into entries.
+--
+-- Invariants
+--   * one at a time: whoever seals holds the row of journal_progress; a second finds it locked and leaves;
+--   * what is sealed and how far (sealed_lsn) is one transaction. The slot is advanced by the next run, up to where
+--     the last one committed: killed at any instant, nothing is lost and nothing is doubled;
+--   * a record of a transaction that is still open waits in journal_pending, and the slot goes on;
+--   * only signed records count; of those, each access makes one entry.
+--
+-- The access_ids of the entries that records (no batches) say are in the ledger, and maybe of a few beside them: whole ranges
+-- are read, 256 entries of a lane at most, because each descent of an index costs as much as several entries beside each
+-- other. The settings keep the plan to that, whatever the statistics say.
+create function meshaudit_private.entries_of(p_records meshaudit_private.journal_record[]) returns uuid[]
+language plpgsql volatile
+set search_path = '' set enable_hashjoin = off set enable_mergejoin = off set enable_seqscan = off set enable_bitmapscan = off
+as $$
+begin
+  return array(
+    select l.access_id
+    from (
+      select r.lane, min(r.seq) as first, max(r.seq) as last, min(r.at) as since, max(r.at) as until
+      from (
+        select r.lane, r.seq, meshaudit_private.time_of(r.at) as at from unnest(p_records) r where r.lane is not null offset 0) r
+      group by r.lane, r.seq / 256) m,
+    lateral (
+      select e.access_id from meshaudit_private.ledger e
+      where e.lane = m.lane and e.seq >= m.first and e.seq <= m.last and e."timestamp" >= m.since and e."timestamp" <= m.until
+      order by e.seq limit m.last - m.first + 1) l);
+end
 $$;
 
--- The entries that these records (no batches) ask for and the ledger lacks. Call it in a later snapshot than
--- open_messages(): what was over by then is visible now.
+-- The entries that these records (no batches) ask for and that are not among p_there; which accesses they are of, and
+-- whether any is a denial. And how many records were of accesses sealed before.
 create function meshaudit_private.missing_entries(
-  p_lsns pg_lsn[], p_access_ids uuid[], p_fresh boolean[], p_statuses text[],
-  p_records meshaudit_private.journal_record[], p_seen_from pg_lsn,
-  out entries meshaudit_private.ledger[], out replayed bigint
-)
-language sql volatile set search_path = ''
-as $$
+  p_access_ids uuid[], p_fresh boolean[], p_statuses text[], p_records meshaudit_private.journal_record[], p_there uuid[],
+  p_seen_from pg_lsn
+) returns table (entries meshaudit_private.ledger[], access_ids uuid[], denied boolean, replayed bigint)
+language sql stable
+begin atomic
   select
     pg_catalog.array_agg(row(
       pg_catalog.nextval('meshaudit_private.ledger_id'), meshaudit_private.bounded(m.secret_id),
@@ -4328,83 +4362,94 @@ as $$
         when m.lane is not null or m.status = 'aborted' then 'rolled_back'
         else m.outcome
       end,
-      m.secret_table, m.scope, m.identity_source, m.claimed_identity, m.db_user, m.db_role, m.application_name,
-      m.user_agent, m.request_id, m.access_id, -1, 0::pg_catalog.int8, ''::pg_catalog.bytea,
+      m.secret_table, m.scope, m.identity_source, m.claimed_identity, m.db_user, m.db_role,
+      nullif(m.application_name, ''), m.user_agent, m.request_id, m.access_id, -1, 0::pg_catalog.int8, ''::pg_catalog.bytea,
       ''::pg_catalog.bytea)::meshaudit_private.ledger) filter (where not m.seen),
+    pg_catalog.array_agg(m.access_id) filter (where not m.seen),
+    pg_catalog.bool_or(m.outcome = 'denied') filter (where not m.seen),
     pg_catalog.count(*) filter (where m.seen)
   from (
     select s.*, not s.fresh and s.access_id in (
         select u from meshaudit_private.journal_seen b, unnest(b.access_ids) u where b.lsn >= p_seen_from) as seen
-    from unnest(p_lsns, p_access_ids, p_fresh, p_statuses, p_records) with ordinality s (
-      lsn, access_id, fresh, status, written, writer, xid, lane, seq, at, operation, outcome, secret_id, secret_table,
+    from unnest(p_access_ids, p_fresh, p_statuses, p_records) s (
+      access_id, fresh, status, written, writer, xid, lane, seq, at, operation, outcome, secret_id, secret_table,
       scope, user_identity, identity_source, claimed_identity, db_user, db_role, ip_address, application_name,
-      user_agent, request_id, secret_ids, scopes, ats, access_ids, i)
-    where s.status <> 'in progress' and (s.lane is null or not exists (
-      select from meshaudit_private.ledger l
-      where l.lane = s.lane and l.seq = s.seq and l."timestamp" = meshaudit_private.time_of(s.at)
-        and l.access_id = s.access_id))
-    -- a join may have mixed them
-    order by s.i offset 0) m
-$$;
+      user_agent, request_id, secret_ids, scopes, ats, access_ids)
+    where s.status <> 'in progress'
+      -- "not in": hashed, whatever the planner makes of arrays
+      and (s.lane is null or s.access_id not in (select u from unnest(p_there) u))
+    offset 0) m;
+end;
 
 -- Seals messages, and what was pending; everything before p_upto is then done. Returns the number of entries made.
 create function meshaudit_private.seal_messages(p_lsns pg_lsn[], p_contents bytea[], p_upto pg_lsn, p_caught_up boolean)
 returns bigint
-language plpgsql volatile security definer set search_path = ''
+language plpgsql volatile security definer set search_path = '' set work_mem = '128MB'
 as $$
 declare
-  i meshaudit_private.journal_items;
+  v_sealed constant pg_catalog.pg_lsn := (select p.sealed_lsn from meshaudit_private.journal_progress p);
+  v_key_id constant pg_catalog.int4 := (select j.key_id from meshaudit_private.journal j);
+  v_lsns pg_catalog.pg_lsn[];
+  v_access_ids pg_catalog.uuid[];
+  v_fresh pg_catalog.bool[];
+  v_statuses pg_catalog.text[];
+  v_records meshaudit_private.journal_record[];
+  v_there pg_catalog.uuid[];
+  v_batches pg_catalog.bool;
+  v_seen_from pg_catalog.pg_lsn;
   v_forged pg_catalog.int8;
   v_garbage pg_catalog.int8;
   v_replayed pg_catalog.int8;
   v_again pg_catalog.int8;
+  v_denied pg_catalog.bool;
   v_entries meshaudit_private.ledger[];
   v_once meshaudit_private.ledger[];
 begin
   -- somebody with REPLICATION may have moved it between begin_seal() and the look at it
-  if not (select meshaudit_private.slot_works(j.slot_name, p.sealed_lsn)
-      from meshaudit_private.journal j, meshaudit_private.journal_progress p) then
+  if not (select meshaudit_private.slot_works(j.slot_name, v_sealed) from meshaudit_private.journal j) then
     raise exception 'the journal''s slot was moved while it was read' using errcode = 'MA002',
       hint = 'Run select meshaudit.arm_journal(): it records the gap and makes a new slot.';
   end if;
-  select (o.items).*, o.forged, o.garbage, o.replayed into i.lsns, i.access_ids, i.fresh, i.statuses, i.records, i.batches,
-      i.seen_from, v_forged, v_garbage, v_replayed
-    from (
-      select o.* from meshaudit_private.open_messages(p_lsns, p_contents,
-        (select p.sealed_lsn from meshaudit_private.journal_progress p),
-        (select j.key_id from meshaudit_private.journal j)) o offset 0) o;
+  select o.* into v_lsns, v_access_ids, v_fresh, v_statuses, v_records, v_batches, v_seen_from, v_forged, v_garbage, v_replayed
+    from meshaudit_private.open_messages(p_lsns, p_contents, v_sealed, v_key_id) o;
 
-  delete from meshaudit_private.journal_pending p
-    using unnest(i.access_ids, i.statuses) d (access_id, status)
-    where p.access_id = d.access_id and d.status <> 'in progress';
-  if 'in progress' = any (i.statuses) then
+  if exists (select from meshaudit_private.journal_pending) then
+    delete from meshaudit_private.journal_pending p
+      using unnest(v_access_ids, v_statuses) d (access_id, status)
+      where p.access_id = d.access_id and d.status <> 'in progress';
+  end if;
+  if 'in progress' = any (v_statuses) then
     insert into meshaudit_private.journal_pending (access_id, lsn, xid, payload)
       select s.access_id, s.lsn, (n.r).xid, n.r::pg_catalog.text
-      from unnest(i.lsns, i.access_ids, i.statuses) with ordinality s (lsn, access_id, status, i)
-      join (select r as r, pg_catalog.row_number() over () as i from unnest(i.records) r) n on n.i = s.i
+      from unnest(v_lsns, v_access_ids, v_statuses) with ordinality s (lsn, access_id, status, i)
+      join (select r as r, pg_catalog.row_number() over () as i from unnest(v_records) r) n on n.i = s.i
       where s.status = 'in progress'
       on conflict do nothing;
   end if;
-  if i.batches then
-    i := meshaudit_private.open_batches(i);
+  if v_batches then
+    select b.* into v_access_ids, v_fresh, v_statuses, v_records
+      from meshaudit_private.open_batches(v_access_ids, v_fresh, v_statuses, v_records) b;
   end if;
 
-  select m.entries, m.replayed into v_entries, v_again from meshaudit_private.missing_entries(
-    i.lsns, i.access_ids, i.fresh, i.statuses, i.records, i.seen_from) m;
+  -- in a later snapshot than that of open_messages(): what was over by then is visible now
+  v_there := meshaudit_private.entries_of(v_records);
+  select m.* into v_entries, v_access_ids, v_denied, v_again
+    from meshaudit_private.missing_entries(v_access_ids, v_fresh, v_statuses, v_records, v_there, v_seen_from) m;
   if v_entries is not null then
-    v_once := meshaudit_private.each_once(v_entries);
-    v_again := v_again + pg_catalog.cardinality(v_entries) - pg_catalog.cardinality(v_once);
-    v_entries := v_once;
-    insert into meshaudit_private.journal_seen as s (lsn, access_ids)
-      select p_upto, pg_catalog.array_agg(e.access_id) from unnest(v_entries) e
+    if (select pg_catalog.count(*) from (select from unnest(v_access_ids) u group by u) d) < pg_catalog.cardinality(v_access_ids) then
+      v_once := meshaudit_private.each_once(v_entries);
+      v_again := v_again + pg_catalog.cardinality(v_entries) - pg_catalog.cardinality(v_once);
+      v_entries := v_once;
+      v_access_ids := array(select e.access_id from unnest(v_entries) e);
+    end if;
+    insert into meshaudit_private.journal_seen as s (lsn, access_ids) values (p_upto, v_access_ids)
       on conflict (lsn) do update set access_ids = s.access_ids || excluded.access_ids;
     if meshaudit_private.erasable() then
       v_entries := meshaudit_private.pseudonymous(v_entries);
     end if;
-  end if;
-
-  if (select pg_catalog.bool_or(e.outcome = 'denied') from unnest(v_entries) e) then
-    v_entries := meshaudit_private.bound_denials(v_entries);
+    if v_denied then
+      v_entries := meshaudit_private.bound_denials(v_entries);
+    end if;
   end if;
   -- behind, it may yet come to denials of minutes long past
   if p_caught_up then
@@ -4432,12 +4477,12 @@ $$;
 revoke all on function meshaudit_private.seal_messages(pg_lsn[], bytea[], pg_lsn, boolean) from public;
 grant execute on function meshaudit_private.seal_messages(pg_lsn[], bytea[], pg_lsn, boolean) to meshaudit_operator;
 
-comment on function meshaudit_private.open_messages(pg_lsn[], bytea[], pg_lsn, int) is
-  'Genuine records among messages, with the state of their transactions, and how many were forged or garbage.';
-comment on function meshaudit_private.open_batches(meshaudit_private.journal_items) is
-  'Records with the accesses of each batch one by one.';
-comment on function meshaudit_private.missing_entries(pg_lsn[], uuid[], boolean[], text[], meshaudit_private.journal_record[], pg_lsn) is
-  'The entries that records ask for and the ledger lacks, and how many records were of accesses sealed before.';
+
+comment on function meshaudit_private.entries_of(meshaudit_private.journal_record[]) is
+  'The access_ids of the entries that records say are in the ledger, as far as they are, and maybe of some beside them.';
+comment on function meshaudit_private.missing_entries(
+  uuid[], boolean[], text[], meshaudit_private.journal_record[], uuid[], pg_lsn
+) is 'The entries that records ask for and the ledger lacks, and how many records were of accesses sealed before.';
 comment on function meshaudit_private.seal_messages(pg_lsn[], bytea[], pg_lsn, boolean) is
   'Seals messages of the journal; returns how many entries it made.';
 
@@ -4493,9 +4538,9 @@ begin
      language plpgsql volatile security invoker set search_path = '''' as $b$
      begin '
     || case when current_setting('server_version_num')::int >= 160000 then
-      'if p_bytes > 16777216 and pg_catalog.has_function_privilege(''pg_catalog.pg_log_standby_snapshot()'', ''EXECUTE'') then
+      'if p_bytes > 1048576 and pg_catalog.has_function_privilege(''pg_catalog.pg_log_standby_snapshot()'', ''EXECUTE'') then
          perform pg_catalog.pg_log_standby_snapshot();
-       end if;' else 'null;' end
+       end if;' else 'perform p_bytes;' end
     || ' end $b$';
 end
 $$;
@@ -4504,13 +4549,18 @@ grant execute on function meshaudit_private.shorten_reading(numeric) to meshaudi
 comment on function meshaudit_private.shorten_reading(numeric) is
   'Lets the slot''s restart_lsn follow soon, if it is that many bytes behind and the caller may.';
 
+-- Noted before the sealer has a transaction of its own, which would hold restart_lsn back by another run.
+--
 -- At most p_limit messages. The statements were parsed when they were made: the caller has no USAGE on our schema.
 create function meshaudit_private.seal(p_limit int) returns bigint
 language sql volatile security invoker
 begin atomic
+  select meshaudit_private.shorten_reading(pg_catalog.pg_current_wal_flush_lsn() - s.restart_lsn)
+  from pg_catalog.pg_replication_slots s
+  where s.slot_name = (select 'meshaudit_' || d.oid from pg_catalog.pg_database d where d.datname = pg_catalog.current_database());
+
   -- up to here the last run has committed
-  select meshaudit_private.shorten_reading(b.sealed_lsn - s.restart_lsn),
-    pg_catalog.pg_replication_slot_advance(b.slot_name, b.sealed_lsn)
+  select pg_catalog.pg_replication_slot_advance(b.slot_name, b.sealed_lsn)
   from meshaudit_private.begin_seal() b
   join pg_catalog.pg_replication_slots s on s.slot_name = b.slot_name
   where b.settled and s.confirmed_flush_lsn < b.sealed_lsn;
@@ -4520,39 +4570,44 @@ begin atomic
     select b.slot_name, b.sealed_lsn, pg_catalog.pg_current_wal_flush_lsn() as flushed,
       least(pg_catalog.pg_current_wal_flush_lsn(), b.sealed_lsn + 1073741824) as upto
     from meshaudit_private.begin_seal() b
-  ), peeked as materialized (
+  ), taken as materialized (
     -- M, flags (1 byte), LSN (8), "meshaudit" and a zero byte, length (4), content. We never send one that is
     -- transactional (flags 1) or longer than 4 MiB: their content does not matter, and there may be much of it.
-    select c.lsn, m.ours, case when m.ours then
-        case when pg_catalog.get_byte(c.data, 1) = 0 and pg_catalog.octet_length(c.data) <= 4194304
-          then pg_catalog.substr(c.data, 25) else '' end end as content
-    from place p,
-      lateral pg_catalog.pg_logical_slot_peek_binary_changes(p.slot_name::name, p.upto, p_limit,
-        'proto_version', '1', 'publication_names', 'meshaudit_journal', 'messages', 'true') c,
-      lateral (select pg_catalog.get_byte(c.data, 0) = 77 and c.lsn > p.sealed_lsn
-        and pg_catalog.substr(c.data, 11, 10) = pg_catalog.decode('6d657368617564697400', 'hex') as ours) m
-  ), ours as (
-    select c.lsn, c.content from peeked c where c.ours
-  ), sized as materialized (
-    select o.lsn, o.content, pg_catalog.sum(pg_catalog.octet_length(o.content)) over (order by o.lsn) as total from ours o
-  ), fitting as (
-    select s.lsn, s.content from sized s where s.total <= 67108864
-  ), read_to as (
-    select
-      case
-        when (select pg_catalog.count(*) from fitting) < (select pg_catalog.count(*) from sized) then (select max(f.lsn) from fitting f)
-        when pg_catalog.count(*) >= p_limit then max(c.lsn)
-        else greatest(max(c.lsn), (select p.upto from place p))
-      end as lsn,
-      pg_catalog.count(*) < p_limit and (select p.upto = p.flushed from place p) and (select pg_catalog.count(*) from fitting) = (select pg_catalog.count(*) from sized) as all_read
-    from peeked c
+    -- The slot gives its messages in order, and nothing here reorders them.
+    select pg_catalog.array_agg(m.lsn) filter (where m.ours) as lsns,
+      pg_catalog.array_agg(m.content) filter (where m.ours) as contents,
+      pg_catalog.sum(pg_catalog.octet_length(m.content)) as size, pg_catalog.count(*) as messages, max(m.lsn) as last
+    from (
+      select c.lsn, c.ours, case when c.ours then
+          case when pg_catalog.get_byte(c.data, 1) = 0 and pg_catalog.octet_length(c.data) <= 4194304
+            then pg_catalog.substr(c.data, 25) else '' end end as content
+      from (
+        select c.lsn, c.data, pg_catalog.get_byte(c.data, 0) = 77 and c.lsn > p.sealed_lsn
+          and pg_catalog.substr(c.data, 11, 10) = '\x6d657368617564697400'::pg_catalog.bytea as ours
+        from place p,
+          lateral pg_catalog.pg_logical_slot_peek_binary_changes(p.slot_name::name, p.upto, p_limit,
+            'proto_version', '1', 'publication_names', 'meshaudit_journal', 'messages', 'true') c
+        offset 0) c
+      offset 0) m
+  ), fitting as materialized (
+    -- how many of ours: those of a run are in memory at once
+    select case when t.size > 67108864 then (
+        select pg_catalog.count(*)
+        from (select pg_catalog.sum(pg_catalog.octet_length(c)) over (rows unbounded preceding) as total from unnest(t.contents) c) s
+        where s.total <= 67108864)::pg_catalog.int4 else pg_catalog.cardinality(t.lsns) end as count
+    from taken t
   )
   select coalesce((
     select meshaudit_private.seal_messages(
-      (select pg_catalog.array_agg(m.lsn order by m.lsn) from fitting m),
-      (select pg_catalog.array_agg(m.content order by m.lsn) from fitting m),
-      t.lsn, t.all_read)
-    from place, read_to t), 0);
+      case when f.count < pg_catalog.cardinality(t.lsns) then t.lsns[:f.count] else t.lsns end,
+      case when f.count < pg_catalog.cardinality(t.lsns) then t.contents[:f.count] else t.contents end,
+      case
+        when f.count < pg_catalog.cardinality(t.lsns) then (select max(l) from unnest(t.lsns[:f.count]) l)
+        when t.messages >= p_limit then t.last
+        else greatest(t.last, p.upto)
+      end,
+      t.messages < p_limit and p.upto = p.flushed and f.count is not distinct from pg_catalog.cardinality(t.lsns))
+    from place p, taken t, fitting f), 0);
 end;
 revoke all on function meshaudit_private.seal(int) from public;
 grant execute on function meshaudit_private.seal(int) to meshaudit_operator;
@@ -5006,12 +5061,23 @@ revoke all on function meshaudit_private.feed(int) from public;
 grant execute on function meshaudit_private.feed(int) to meshaudit_operator;
 comment on function meshaudit_private.feed(int) is 'meshaudit.feed(), for at most so many entries.';
 
--- After sealing: whatever goes wrong here is noted, and undoes nothing that was sealed.
+-- After sealing: whatever goes wrong here is noted, and undoes nothing that was sealed. It ends soon, however much there is
+-- to feed: the entries just made are visible only when it is done.
 create function meshaudit_private.feed_after_seal(p_limit int) returns bigint
 language plpgsql volatile security definer set search_path = ''
 as $$
+declare
+  c_slice constant pg_catalog.int4 := 2000;
+  v_until constant pg_catalog.timestamptz := pg_catalog.clock_timestamp() + '0.1 s'::pg_catalog.interval;
+  v_fed pg_catalog.int8;
+  v_total pg_catalog.int8 := 0;
 begin
-  return meshaudit_private.feed(p_limit);
+  loop
+    v_fed := meshaudit_private.feed(c_slice);
+    v_total := v_total + v_fed;
+    exit when v_fed < c_slice or v_total >= p_limit or pg_catalog.clock_timestamp() > v_until;
+  end loop;
+  return v_total;
 exception when others then
   raise warning 'the feed was not filled: %', sqlerrm;
   update meshaudit_private.feed_state set failed_at = pg_catalog.clock_timestamp(), failure = sqlerrm
@@ -5079,7 +5145,7 @@ as $$
           pg_catalog.to_char(f."timestamp" at time zone r.time_zone, 'Dy HH24:MI'), r.time_zone)
       end as message
     from meshaudit.audit_feed f
-    join meshaudit_private.alert_rules r on r.enabled and case r.rule
+    join meshaudit_private.alert_rules r on r.enabled and r.rule in ('rolled_back', 'gap', 'hours') and case r.rule
       when 'rolled_back' then f.outcome = 'rolled_back' and f.operation = 'read'
       when 'gap' then f.secret_table = 'meshaudit.journal' and f.secret_id ~ '^gap '
       when 'hours' then meshaudit_private.is_access(f.secret_table) and not (
@@ -5105,11 +5171,12 @@ begin
     select r.rule, f.identity_source, n.who, meshaudit_private.window_of(r.period / 6, f."timestamp"),
       case when min(f.scope) = max(f.scope) then min(f.scope) else '*' end, pg_catalog.count(*)
     from meshaudit.audit_feed f
-    cross join lateral (select meshaudit_private.first_name(f.user_identity)) n (who)
-    join meshaudit_private.alert_rules r on r.enabled and meshaudit_private.is_access(f.secret_table) and case r.rule
+    cross join lateral (select case when pg_catalog.starts_with(f.user_identity, 'erasable:')
+      then meshaudit_private.first_name(f.user_identity) else f.user_identity end) n (who)
+    join meshaudit_private.alert_rules r on r.enabled and r.rule in ('reads', 'denials') and case r.rule
       when 'reads' then f.operation = 'read' and f.outcome <> 'denied'
       when 'denials' then f.outcome = 'denied' else false end
-    where f.feed_id > p_after and f.feed_id <= p_upto and f.kind = 'entry'
+    where f.feed_id > p_after and f.feed_id <= p_upto and f.kind = 'entry' and meshaudit_private.is_access(f.secret_table)
     group by 1, 2, 3, 4
     on conflict (rule, identity_source, user_identity, bucket) do update set count = c.count + excluded.count,
       scope = case when c.scope = excluded.scope then c.scope else '*' end;
@@ -5123,11 +5190,13 @@ begin
         max(f."timestamp") as last_at, max(f.id) as last_id, pg_catalog.count(*) as count,
         case when min(f.ip_address) = max(f.ip_address) then min(f.ip_address) end as ip_address
       from meshaudit.audit_feed f
-      cross join lateral (select meshaudit_private.first_name(f.user_identity)) w (who)
-      join meshaudit_private.alert_rules r on r.enabled and meshaudit_private.is_access(f.secret_table) and case r.rule
+      cross join lateral (select case when pg_catalog.starts_with(f.user_identity, 'erasable:')
+      then meshaudit_private.first_name(f.user_identity) else f.user_identity end) w (who)
+      join meshaudit_private.alert_rules r on r.enabled and r.rule in ('reads', 'denials') and case r.rule
         when 'reads' then f.operation = 'read' and f.outcome <> 'denied'
         when 'denials' then f.outcome = 'denied' else false end
       where f.feed_id > p_after and f.feed_id <= p_upto and f.kind = 'entry'
+        and meshaudit_private.is_access(f.secret_table)
       group by r.rule, f.identity_source, w.who) n,
     lateral (
       select pg_catalog.sum(c.count)::pg_catalog.int8 as total,
@@ -5153,7 +5222,8 @@ begin
       r.rule, r.severity, r.period, r.enabled_at + r.learns as since, w.what, w.told, f.identity_source, v.who as user_identity,
       f.scope, f.id, f.secret_id, f.secret_table, f.ip_address, f."timestamp"
     from meshaudit.audit_feed f
-    cross join lateral (select meshaudit_private.first_name(f.user_identity)) v (who)
+    cross join lateral (select case when pg_catalog.starts_with(f.user_identity, 'erasable:')
+      then meshaudit_private.first_name(f.user_identity) else f.user_identity end) v (who)
     join meshaudit_private.alert_rules r on r.enabled and r.rule in ('new_secret', 'new_network'),
     lateral (
       select pg_catalog.sha256(pg_catalog.convert_to(f.secret_table || ' ' || f.secret_id, 'UTF8')), 'a first access to this secret'
