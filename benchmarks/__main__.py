@@ -48,13 +48,13 @@ def pgbench(server: Server, function: str, clients: int, seconds: float) -> floa
     return run_script(server, text, clients, seconds)
 
 
-def run_script(server: Server, script: str, clients: int, seconds: float) -> float:
+def run_script(server: Server, script: str, clients: int, seconds: float, user: str = "postgres") -> float:
     """Transactions a second of a pgbench script."""
     with tempfile.NamedTemporaryFile("w", suffix=".sql") as file:
         file.write(script)
         file.flush()
         command = [client("pgbench"), "-n", "-M", "prepared", "-c", clients, "-j", min(clients, 2)]
-        command += ["-T", int(seconds), "-f", file.name, server.dsn("bench")]
+        command += ["-T", int(seconds), "-f", file.name, server.dsn("bench", user=user)]
         done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=True)
     found = re.search(r"tps = ([\d.]+)", done.stdout)
     if found is None:
@@ -140,7 +140,7 @@ def show(results: dict[str, Any]) -> None:
         second.add_row(name, *(f"{value:,}" for value in cell.values()))
     console.print(second)
     third = Table("protected table, 32 clients")
-    for title in ("unprotected tps", "ledger", "journal"):
+    for title in ("unprotected tps", "ledger", "journal", "plain view"):
         third.add_column(title, justify="right")
     for name, cell in results["protected table, 32 clients"].items():
         third.add_row(name, *(f"{value:,}" for value in cell.values()))

@@ -69,6 +69,9 @@ create table meshaudit_private.lane_heads (
   hash bytea not null
 ) with (autovacuum_vacuum_threshold = 1000, autovacuum_vacuum_scale_factor = 0);
 alter table meshaudit_private.lane_heads alter column hash set storage plain;
+-- Without statistics a look-up costs one page, as it does. With them the planner sees that there are more pages than rows, and
+-- takes a bitmap scan, which is slower.
+alter table meshaudit_private.lane_heads alter column lane set statistics 0;
 
 create sequence meshaudit_private.lane_number as int;
 

@@ -14,6 +14,7 @@ create table meshaudit_private.journal (
   vault_mode text not null default 'ledger' check (vault_mode in ('ledger', 'journal')),
   flush boolean not null default true,
   key_id int,
+  message_head bytea,
   inner_key bytea,
   outer_key bytea,
   slot_name text,
@@ -25,6 +26,7 @@ create table meshaudit_private.journal (
 comment on table meshaudit_private.journal is 'State of the journal: one row.';
 comment on column meshaudit_private.journal.required is 'Setting require_journal: no access without an armed journal.';
 comment on column meshaudit_private.journal.flush is 'Setting journal_flush: from PostgreSQL 17 on, a record is on disk before the value is returned.';
+comment on column meshaudit_private.journal.message_head is 'What each message begins with: version and key_id; null when disarmed.';
 comment on column meshaudit_private.journal.inner_key is 'HMAC-SHA256 key, padded and xored with 36; null when disarmed.';
 comment on column meshaudit_private.journal.outer_key is 'The same key xored with 5c.';
 comment on column meshaudit_private.journal.healthy_until is 'Until then the sealer has seen the slot at work; later, each access looks itself.';

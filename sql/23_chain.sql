@@ -12,32 +12,19 @@ as $$
 declare
   v_caller meshaudit_private.caller;
   v_link meshaudit_private.link;
-  v_lane pg_catalog.int4;
-  v_changed pg_catalog.bool;
+  v_lane constant pg_catalog.int4 := pg_catalog.pg_backend_pid() % 512 + 1;
+  v_changed constant pg_catalog.bool := pg_catalog.pg_current_xact_id_if_assigned() is not null;
   v_at pg_catalog.tid;
+  v_sealed pg_catalog.bool;  -- what seal() brings is in the journal already
   v_armed pg_catalog.bool;
   v_required pg_catalog.bool;
-  v_key_id pg_catalog.int4;
+  v_head pg_catalog.bytea;
   v_inner pg_catalog.bytea;
   v_outer pg_catalog.bytea;
   v_flush pg_catalog.bool;
   v_payload pg_catalog.bytea;
-  -- what seal() brings is in the journal already
-  v_record constant pg_catalog.bool := new.lane = 0;
 begin
-  -- inside a SECURITY DEFINER function current_user is the owner, while SET ROLE shows in "role" and a login in
-  -- session_user: whoever became the owner by hand differs there
-  if current_user <> 'meshaudit_owner' or session_user = 'meshaudit_owner'
-     or pg_catalog.current_setting('role') = 'meshaudit_owner' then
-    raise exception 'the audit log takes entries only from meshaudit''s own functions'
-      using errcode = 'MA003', hint = 'Use meshaudit.read_secret(), write_secret() or a protected table; each records itself.';
-  end if;
-  if new.lane > 0 then
-    return new;
-  end if;
-
-  if new.lane = 0 and (pg_catalog.current_setting('request.jwt.claims', true) <> '' or pg_catalog.current_setting('request.headers', true) <> ''
-     or pg_catalog.current_setting('meshaudit.actor', true) <> '') then
+  if new.lane = 0 and not meshaudit_private.is_plain_session() then
     v_caller := meshaudit_private.session_caller();
     new.user_identity := v_caller.user_identity;
     new.identity_source := v_caller.identity_source;
@@ -53,10 +40,12 @@ begin
     end if;
   end if;
 
-  -- the ordinary case, written out for speed: the first or second entry of a transaction whose own lane is free
-  v_lane := pg_catalog.pg_backend_pid() % 512 + 1;
-  v_changed := pg_catalog.pg_current_xact_id_if_assigned() is not null;
-  if new.lane = 0
+  -- The ordinary case, written out for speed, in one condition, since plpgsql prepares each anew in each transaction: the
+  -- first or second entry of a transaction whose own lane is free.
+  -- Inside a SECURITY DEFINER function current_user is the owner, while SET ROLE shows in "role" and a login in
+  -- session_user: whoever became the owner by hand differs there.
+  if new.lane = 0 and current_user = 'meshaudit_owner' and session_user <> 'meshaudit_owner'
+     and pg_catalog.current_setting('role') <> 'meshaudit_owner'
      and (not v_changed or coalesce(pg_catalog.current_setting('meshaudit.lane_at', true), '') = '')
      and pg_catalog.current_setting('transaction_isolation') = 'read committed'
      and pg_catalog.pg_client_encoding() = 'UTF8'
@@ -74,7 +63,18 @@ begin
     if v_changed and new.lane > 0 then
       perform pg_catalog.set_config('meshaudit.lane_at', pg_catalog.concat(v_lane, ' ', v_at), true);
     end if;
+  else
+    if current_user <> 'meshaudit_owner' or session_user = 'meshaudit_owner'
+       or pg_catalog.current_setting('role') = 'meshaudit_owner' then
+      raise exception 'the audit log takes entries only from meshaudit''s own functions'
+        using errcode = 'MA003', hint = 'Use meshaudit.read_secret(), write_secret() or a protected table; each records itself.';
+    end if;
+    if new.lane > 0 then
+      return new;
+    end if;
+    v_sealed := new.lane < 0;
   end if;
+
   if new.lane <= 0 or new.lane is null then
     v_link := meshaudit_private.take_lane(meshaudit_private.entry_tail(
       new.id, new.secret_id, new.access_type, new."timestamp", new.user_identity, new.ip_address, new.operation,
@@ -86,11 +86,11 @@ begin
     new.hash := v_link.hash;
   end if;
 
-  if not v_record or not meshaudit_private.journal_used() then
+  if v_sealed or not meshaudit_private.journal_used() then
     return new;
   end if;
-  select k.armed, k.required, k.key_id, k.inner_key, k.outer_key, k.flush
-    into v_armed, v_required, v_key_id, v_inner, v_outer, v_flush
+  select k.armed, k.required, k.message_head, k.inner_key, k.outer_key, k.flush and new.operation = 'read'
+    into v_armed, v_required, v_head, v_inner, v_outer, v_flush
     from meshaudit_private.journal k;
   if v_required then
     perform meshaudit_private.require_journal();
@@ -103,8 +103,7 @@ begin
       new.secret_table, new.scope, coalesce(v_caller.user_identity, new.user_identity), new.identity_source,
       coalesce(v_caller.claimed_identity, new.claimed_identity), new.db_user, new.db_role, new.ip_address, new.application_name,
       new.user_agent, new.request_id, null, null, null, null)::pg_catalog.text, 'UTF8');
-    if meshaudit_private.emit(meshaudit_private.message(v_key_id, v_inner, v_outer, v_payload),
-        v_flush and new.operation = 'read') is null then
+    if meshaudit_private.emit(meshaudit_private.message(v_head, v_inner, v_outer, v_payload), v_flush) is null then
       perform meshaudit_private.refuse_unrecorded();
     end if;
   end if;

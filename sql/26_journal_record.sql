@@ -81,12 +81,11 @@ comment on function meshaudit_private.flush_wal() is 'Waits until the records of
 comment on function meshaudit_private.emit(bytea, boolean) is
   'Emits a message; on disk when it returns if p_flush (17 and later), else at the COMMIT.';
 
-create function meshaudit_private.message(p_key_id int, p_inner bytea, p_outer bytea, p_payload bytea) returns bytea
+create function meshaudit_private.message(p_head bytea, p_inner bytea, p_outer bytea, p_payload bytea) returns bytea
 language sql immutable parallel safe
-return '\x01'::pg_catalog.bytea || pg_catalog.int4send(p_key_id)
-  || pg_catalog.sha256(p_outer || pg_catalog.sha256(p_inner || p_payload)) || p_payload;
-comment on function meshaudit_private.message(int, bytea, bytea, bytea) is
-  'A message''s content: version, key, HMAC-SHA256 (RFC 2104), payload.';
+return p_head || pg_catalog.sha256(p_outer || pg_catalog.sha256(p_inner || p_payload)) || p_payload;
+comment on function meshaudit_private.message(bytea, bytea, bytea, bytea) is
+  'A message''s content: version and key, HMAC-SHA256 (RFC 2104), payload.';
 
 -- p_sealed: beyond it nobody but the sealer moves the slot. Who did, or made another slot of that name, has skipped
 -- records. Left out where it may be of an older snapshot than the slot.
@@ -101,18 +100,14 @@ as $$
 $$;
 comment on function meshaudit_private.slot_works(text, pg_lsn) is 'Whether that slot is there and has lost nothing.';
 
--- Whether records of an armed journal will be sealed. An older snapshot may show a journal that has been disarmed since:
--- then the slot itself is asked.
-create function meshaudit_private.journal_works(p_healthy_until timestamptz, p_healthy_since timestamptz, p_slot text)
-returns boolean
+-- Whether the sealer has lately seen an armed journal's slot at work, on this very server (a standby, and one that was promoted,
+-- started at another time). An older snapshot may show a journal that has been disarmed since. If not: require_working() looks.
+create function meshaudit_private.journal_healthy(p_until timestamptz, p_since timestamptz) returns boolean
 language sql volatile
-return case
-  when p_healthy_until > pg_catalog.clock_timestamp() and p_healthy_since = pg_catalog.pg_postmaster_start_time()
-    and pg_catalog.current_setting('transaction_isolation') = 'read committed' then true
-  else meshaudit_private.slot_works(p_slot)
-end;
-comment on function meshaudit_private.journal_works(timestamptz, timestamptz, text) is
-  'Whether records of an armed journal will be sealed.';
+return p_until > pg_catalog.clock_timestamp() and p_since = pg_catalog.pg_postmaster_start_time()
+  and pg_catalog.current_setting('transaction_isolation') = 'read committed';
+comment on function meshaudit_private.journal_healthy(timestamptz, timestamptz) is
+  'Whether the journal is armed, and need not be looked at.';
 
 -- Raises MA002 if the journal cannot be relied on.
 create function meshaudit_private.require_working(p_armed boolean, p_slot text) returns void
@@ -131,19 +126,22 @@ end
 $$;
 comment on function meshaudit_private.require_working(boolean, text) is 'Raises MA002 on a standby, or if an armed journal''s slot is lost.';
 
--- Whose end an access waits for, to be granted or rolled back. READ ONLY has nothing to undo, though on 15 and 16
--- emit() gives it an xid.
-create function meshaudit_private.deciding_xid() returns xid8
-language sql volatile parallel unsafe
-return case when pg_catalog.current_setting('transaction_read_only') = 'off' then pg_catalog.pg_current_xact_id_if_assigned() end;
+-- Whose end an access waits for, to be granted or rolled back. READ ONLY has nothing to undo; on 15 and 16 emit() gives it an
+-- xid all the same.
+do $$
+begin
+  execute 'create function meshaudit_private.deciding_xid() returns xid8 language sql volatile parallel unsafe return '
+    || case when current_setting('server_version_num')::int >= 170000 then 'pg_catalog.pg_current_xact_id_if_assigned()'
+    else 'case when pg_catalog.current_setting(''transaction_read_only'') = ''off'' then pg_catalog.pg_current_xact_id_if_assigned() end' end;
+end
+$$;
 comment on function meshaudit_private.deciding_xid() is 'The transaction whose end decides an access''s outcome; null if none does.';
 
 -- Whether no setting of the session has a say in who calls.
 create function meshaudit_private.is_plain_session() returns boolean
 language sql stable
-return coalesce(pg_catalog.current_setting('request.jwt.claims', true), '') = ''
-  and coalesce(pg_catalog.current_setting('request.headers', true), '') = ''
-  and coalesce(pg_catalog.current_setting('meshaudit.actor', true), '') = '';
+return pg_catalog.concat(pg_catalog.current_setting('request.jwt.claims', true),
+  pg_catalog.current_setting('request.headers', true), pg_catalog.current_setting('meshaudit.actor', true)) = '';
 comment on function meshaudit_private.is_plain_session() is 'Whether session_caller() would say nothing but the login and its address.';
 
 -- The payload of a plain session's access that has no entry in the ledger.
@@ -156,7 +154,7 @@ return pg_catalog.convert_to(row(
   pg_catalog.encode(pg_catalog.timestamptz_send(pg_catalog.clock_timestamp()), 'hex'),
   p_operation, p_outcome, p_secret_id, p_secret_table, p_scope, session_user, 'database',
   null, session_user, p_role, pg_catalog.inet_client_addr(),
-  nullif(pg_catalog.current_setting('application_name'), ''), null, null, null, null, null, null)::pg_catalog.text, 'UTF8');
+  pg_catalog.current_setting('application_name'), null, null, null, null, null, null)::pg_catalog.text, 'UTF8');
 comment on function meshaudit_private.plain_payload(text, text, text, text, text, text) is
   'The payload of a record, where the login is all there is to say about the caller.';
 
@@ -168,26 +166,25 @@ create function meshaudit_private.journal_access(
 language plpgsql volatile set search_path = ''
 as $$
 declare
+  v_healthy pg_catalog.bool;
   v_armed pg_catalog.bool;
-  v_works pg_catalog.bool;
   v_slot pg_catalog.text;
-  v_key_id pg_catalog.int4;
+  v_head pg_catalog.bytea;
   v_inner pg_catalog.bytea;
   v_outer pg_catalog.bytea;
   v_flush pg_catalog.bool;
   c meshaudit_private.caller;
   v_payload pg_catalog.bytea;
 begin
-  select j.armed, not pg_catalog.pg_is_in_recovery()
-      and meshaudit_private.journal_works(j.healthy_until, j.healthy_since, j.slot_name),
-      j.slot_name, j.key_id, j.inner_key, j.outer_key, j.flush
-    into v_armed, v_works, v_slot, v_key_id, v_inner, v_outer, v_flush
+  select meshaudit_private.journal_healthy(j.healthy_until, j.healthy_since), j.armed, j.slot_name, j.message_head, j.inner_key,
+      j.outer_key, j.flush and p_operation = 'read'
+    into v_healthy, v_armed, v_slot, v_head, v_inner, v_outer, v_flush
     from meshaudit_private.journal j;
-  if v_works is not true then
+  if v_healthy is not true then
     perform meshaudit_private.require_working(v_armed, v_slot);
-  end if;
-  if not v_armed then
-    return false;
+    if not v_armed then
+      return false;
+    end if;
   end if;
   if meshaudit_private.is_plain_session() then
     v_payload := meshaudit_private.plain_payload(p_operation, p_outcome, p_secret_id, p_secret_table, p_scope, p_role);
@@ -197,11 +194,10 @@ begin
       pg_catalog.pg_current_wal_insert_lsn(), pg_catalog.pg_backend_pid(), meshaudit_private.deciding_xid(), null, null,
       pg_catalog.encode(pg_catalog.timestamptz_send(pg_catalog.clock_timestamp()), 'hex'),
       p_operation, p_outcome, p_secret_id, p_secret_table, p_scope, c.user_identity, c.identity_source,
-      c.claimed_identity, session_user, p_role, c.ip_address, nullif(pg_catalog.current_setting('application_name'), ''),
+      c.claimed_identity, session_user, p_role, c.ip_address, pg_catalog.current_setting('application_name'),
       c.user_agent, c.request_id, null, null, null, null)::pg_catalog.text, 'UTF8');
   end if;
-  if meshaudit_private.emit(meshaudit_private.message(v_key_id, v_inner, v_outer, v_payload),
-      v_flush and p_operation = 'read') is null then
+  if meshaudit_private.emit(meshaudit_private.message(v_head, v_inner, v_outer, v_payload), v_flush) is null then
     perform meshaudit_private.refuse_unrecorded();
   end if;
   return true;
@@ -241,7 +237,8 @@ as $$
 declare
   v_works pg_catalog.bool;
 begin
-  select j.armed and meshaudit_private.journal_works(j.healthy_until, j.healthy_since, j.slot_name) into v_works
+  select meshaudit_private.journal_healthy(j.healthy_until, j.healthy_since)
+      or j.armed and meshaudit_private.slot_works(j.slot_name) into v_works
     from meshaudit_private.journal j;
   if not v_works then
     perform meshaudit_private.refuse('MA002', 'no access without a journal that works',

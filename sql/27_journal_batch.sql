@@ -26,7 +26,7 @@ begin
         p_secret_ids[i:v_last], p_scopes[i:v_last], v_ats[i:v_last], p_access_ids[i:v_last]
       )::pg_catalog.text, 'UTF8');
     if meshaudit_private.emit(
-      meshaudit_private.message(j.key_id, j.inner_key, j.outer_key, v_payload), j.flush and v_last = v_count and e.operation = 'read') is null then
+      meshaudit_private.message(j.message_head, j.inner_key, j.outer_key, v_payload), j.flush and v_last = v_count and e.operation = 'read') is null then
       perform meshaudit_private.refuse_unrecorded();
     end if;
   end loop;

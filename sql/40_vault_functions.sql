@@ -1,7 +1,7 @@
 -- The vault: authorize (EXECUTE, given to meshaudit_client), record, reveal; in that order.
 --
 -- The functions here take the role that called as their last argument, because inside of them current_user is the owner.
--- One read in the journal is written out here, since calling journal_access() would cost a third of it.
+-- One read in the journal is written out here, with one look at secret and key, since calling journal_access() would cost as much again.
 -- Only the public functions (42_vault_api.sql) call them: without USAGE on this schema nobody else can name them. (Members
 -- of pg_read_all_data have USAGE everywhere: one who is also a client can give a false db_role, though not db_user.)
 
@@ -64,35 +64,35 @@ create function meshaudit_private.read_secret(p_id uuid, p_role name) returns by
 language plpgsql volatile security definer set search_path = ''
 as $$
 declare
+  v_journal constant pg_catalog.bool := meshaudit_private.vault_in_journal() or pg_catalog.current_setting('transaction_read_only') = 'on';
   v_scope pg_catalog.text;
   v_value pg_catalog.bytea;
-  v_works pg_catalog.bool;  -- null: the ledger takes it
-  v_key_id pg_catalog.int4;
+  v_ready pg_catalog.bool;
+  v_head pg_catalog.bytea;
   v_inner pg_catalog.bytea;
   v_outer pg_catalog.bytea;
   v_flush pg_catalog.bool;
   v_payload pg_catalog.bytea;
 begin
-  select s.scope, s.value into v_scope, v_value from meshaudit_private.secrets s where s.id = p_id;
-  if v_scope is null then
-    perform meshaudit_private.no_such_secret('read', p_id::pg_catalog.text, '', p_role);
+  if v_journal then
+    select s.scope, s.value, meshaudit_private.journal_healthy(j.healthy_until, j.healthy_since) and meshaudit_private.is_plain_session(),
+        j.message_head, j.inner_key, j.outer_key, j.flush
+      into v_scope, v_value, v_ready, v_head, v_inner, v_outer, v_flush
+      from meshaudit_private.secrets s, meshaudit_private.journal j where s.id = p_id;
+  else
+    select s.scope, s.value into v_scope, v_value from meshaudit_private.secrets s where s.id = p_id;
   end if;
-  if pg_catalog.current_setting('transaction_read_only') = 'on' or meshaudit_private.vault_in_journal() then
-    select j.armed and not pg_catalog.pg_is_in_recovery()
-        and meshaudit_private.journal_works(j.healthy_until, j.healthy_since, j.slot_name),
-        j.key_id, j.inner_key, j.outer_key, j.flush
-      into v_works, v_key_id, v_inner, v_outer, v_flush
-      from meshaudit_private.journal j;
-  end if;
-  if v_works is null then
-    insert into meshaudit_private.ledger (secret_id, operation, outcome, secret_table, scope, db_role)
-      values (p_id, 'read', 'granted', 'meshaudit.secrets', v_scope, p_role);
-  elsif v_works and meshaudit_private.is_plain_session() then
+  if v_ready then
     v_payload := meshaudit_private.plain_payload(
       'read', 'granted', p_id::pg_catalog.text, 'meshaudit.secrets', v_scope, p_role);
-    if meshaudit_private.emit(meshaudit_private.message(v_key_id, v_inner, v_outer, v_payload), v_flush) is null then
+    if meshaudit_private.emit(meshaudit_private.message(v_head, v_inner, v_outer, v_payload), v_flush) is null then
       perform meshaudit_private.refuse_unrecorded();
     end if;
+  elsif v_scope is null then
+    perform meshaudit_private.no_such_secret('read', p_id::pg_catalog.text, '', p_role);
+  elsif not v_journal then
+    insert into meshaudit_private.ledger (secret_id, operation, outcome, secret_table, scope, db_role)
+      values (p_id, 'read', 'granted', 'meshaudit.secrets', v_scope, p_role);
   elsif not meshaudit_private.journal_access(
       'read', 'granted', p_id::pg_catalog.text, 'meshaudit.secrets', v_scope, p_role) then
     perform meshaudit_private.refuse_unrecorded();
@@ -107,37 +107,38 @@ create function meshaudit_private.read_secret_by_key(p_key text, p_scope text, p
 language plpgsql volatile security definer set search_path = ''
 as $$
 declare
+  v_journal constant pg_catalog.bool := meshaudit_private.vault_in_journal() or pg_catalog.current_setting('transaction_read_only') = 'on';
   v_id pg_catalog.uuid;
   v_value pg_catalog.bytea;
-  v_works pg_catalog.bool;  -- null: the ledger takes it
-  v_key_id pg_catalog.int4;
+  v_ready pg_catalog.bool;
+  v_head pg_catalog.bytea;
   v_inner pg_catalog.bytea;
   v_outer pg_catalog.bytea;
   v_flush pg_catalog.bool;
   v_payload pg_catalog.bytea;
 begin
   perform meshaudit_private.check_name(p_key, p_scope);
-  select s.id, s.value into v_id, v_value from meshaudit_private.secrets s
-    where s.name_digest = meshaudit_private.name_digest(p_key, p_scope);
-  if v_id is null then
-    perform meshaudit_private.no_such_secret('read', p_key, p_scope, p_role);
+  if v_journal then
+    select s.id, s.value, meshaudit_private.journal_healthy(j.healthy_until, j.healthy_since) and meshaudit_private.is_plain_session(),
+        j.message_head, j.inner_key, j.outer_key, j.flush
+      into v_id, v_value, v_ready, v_head, v_inner, v_outer, v_flush
+      from meshaudit_private.secrets s, meshaudit_private.journal j
+      where s.name_digest = meshaudit_private.name_digest(p_key, p_scope);
+  else
+    select s.id, s.value into v_id, v_value from meshaudit_private.secrets s
+      where s.name_digest = meshaudit_private.name_digest(p_key, p_scope);
   end if;
-  if pg_catalog.current_setting('transaction_read_only') = 'on' or meshaudit_private.vault_in_journal() then
-    select j.armed and not pg_catalog.pg_is_in_recovery()
-        and meshaudit_private.journal_works(j.healthy_until, j.healthy_since, j.slot_name),
-        j.key_id, j.inner_key, j.outer_key, j.flush
-      into v_works, v_key_id, v_inner, v_outer, v_flush
-      from meshaudit_private.journal j;
-  end if;
-  if v_works is null then
-    insert into meshaudit_private.ledger (secret_id, operation, outcome, secret_table, scope, db_role)
-      values (v_id, 'read', 'granted', 'meshaudit.secrets', p_scope, p_role);
-  elsif v_works and meshaudit_private.is_plain_session() then
+  if v_ready then
     v_payload := meshaudit_private.plain_payload(
       'read', 'granted', v_id::pg_catalog.text, 'meshaudit.secrets', p_scope, p_role);
-    if meshaudit_private.emit(meshaudit_private.message(v_key_id, v_inner, v_outer, v_payload), v_flush) is null then
+    if meshaudit_private.emit(meshaudit_private.message(v_head, v_inner, v_outer, v_payload), v_flush) is null then
       perform meshaudit_private.refuse_unrecorded();
     end if;
+  elsif v_id is null then
+    perform meshaudit_private.no_such_secret('read', p_key, p_scope, p_role);
+  elsif not v_journal then
+    insert into meshaudit_private.ledger (secret_id, operation, outcome, secret_table, scope, db_role)
+      values (v_id, 'read', 'granted', 'meshaudit.secrets', p_scope, p_role);
   elsif not meshaudit_private.journal_access(
       'read', 'granted', v_id::pg_catalog.text, 'meshaudit.secrets', p_scope, p_role) then
     perform meshaudit_private.refuse_unrecorded();

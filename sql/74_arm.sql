@@ -55,8 +55,8 @@ begin
   end loop;
   insert into meshaudit_private.journal_keys (inner_key, outer_key) values (v_inner, v_outer) returning * into k;
   update meshaudit_private.journal set
-    armed = true, slot_name = p_slot, armed_at = pg_catalog.clock_timestamp(), key_id = k.key_id, inner_key = k.inner_key,
-    outer_key = k.outer_key, healthy_until = pg_catalog.clock_timestamp() + '10 seconds'::pg_catalog.interval,
+    armed = true, slot_name = p_slot, armed_at = pg_catalog.clock_timestamp(), key_id = k.key_id,
+    message_head = '\x01'::pg_catalog.bytea || pg_catalog.int4send(k.key_id), inner_key = k.inner_key, outer_key = k.outer_key, healthy_until = pg_catalog.clock_timestamp() + '10 seconds'::pg_catalog.interval,
     healthy_since = pg_catalog.pg_postmaster_start_time()
     where singleton;
   update meshaudit_private.journal_progress set sealed_lsn = p_lsn, sealed_at = pg_catalog.clock_timestamp() where singleton;
@@ -147,7 +147,9 @@ begin
       hint = 'Run select meshaudit.seal() until it returns 0, then disarm again.';
   end if;
   if j.armed then
-    update meshaudit_private.journal set armed = false, key_id = null, inner_key = null, outer_key = null where singleton;
+    update meshaudit_private.journal set
+      armed = false, key_id = null, message_head = null, inner_key = null, outer_key = null, healthy_until = '-infinity'
+      where singleton;
     insert into meshaudit_private.ledger (secret_id, access_type, operation, outcome, secret_table, scope)
       values (pg_catalog.format('disarmed at %s', pg_catalog.pg_current_wal_insert_lsn()), 'write', 'delete', 'granted',
         'meshaudit.journal', '*');

@@ -12,29 +12,66 @@ return pg_catalog.encode(pg_catalog.sha256(p_key || pg_catalog.timestamptz_send(
   || pg_catalog.xidsend(p_xmin) || pg_catalog.tidsend(p_ctid)
   || pg_catalog.convert_to(p_secret_table || ' ' || p_secret_id, 'UTF8')), 'hex');
 
+-- Records the rows that a statement has written.
 create function meshaudit_private.record_writes(
-  p_operation text, p_secret_ids text[], p_secret_table text, p_scopes text[], p_journal boolean
+  p_operation text, p_secret_ids text[], p_secret_table text, p_scopes text[], p_role text, p_journal boolean
 ) returns void
 language plpgsql volatile set search_path = ''
 as $$
-declare
-  -- inside of a trigger's definer function nobody knows who is current_user outside
-  v_role constant pg_catalog.text := coalesce(
-    nullif(pg_catalog.current_setting('role'), 'none'), session_user::pg_catalog.text);
 begin
   if p_secret_ids is null then
     return;
-  elsif pg_catalog.cardinality(p_secret_ids) = 1 then
-    perform meshaudit_private.record_access(p_operation, p_secret_ids[1], p_secret_table, p_scopes[1], v_role, p_journal);
   elsif p_journal then
-    perform meshaudit_private.journal_accesses(p_operation, p_secret_ids, p_secret_table, p_scopes, v_role);
+    perform meshaudit_private.journal_accesses(p_operation, p_secret_ids, p_secret_table, p_scopes, p_role);
   else
-    perform meshaudit_private.record_accesses(p_operation, 'granted', p_secret_ids, p_secret_table, p_scopes, v_role);
+    perform meshaudit_private.record_accesses(p_operation, 'granted', p_secret_ids, p_secret_table, p_scopes, p_role);
   end if;
 end
 $$;
 
+-- The plpgsql statement that records one access, given as expressions: record_access(), written out, since calling it and
+-- record_writes() costs as much as the record. A write is in no READ ONLY transaction. What reveals is STABLE: it may not
+-- INSERT itself, and what it would see of the journal may be old.
+create function meshaudit_private.recording(
+  p meshaudit_private.protections, p_operation text, p_id text, p_scope text, p_role text
+) returns text
+language sql stable set search_path = ''
+as $$
+  select pg_catalog.format(
+    case when p.mode = 'journal' then
+      'if not meshaudit_private.journal_access(%1$L, ''granted'', %2$s, %3$L, %4$s, %5$s) then perform meshaudit_private.refuse_unrecorded(); end if;'
+    when p_operation = 'read' then 'perform meshaudit_private.record_access(%1$L, %2$s, %3$L, %4$s, %5$s, false);'
+    else
+      'insert into meshaudit_private.ledger (secret_id, access_type, operation, outcome, secret_table, scope, db_role) values (%2$s, ''write'', %1$L, ''granted'', %3$L, %4$s, %5$s);'
+    end, p_operation, p_id, pg_catalog.format('%I.%I', p.schema_name, p.table_name), p_scope, p_role)
+$$;
+
+-- Those that record the rows of v_ids and v_scopes; one row goes the short way, in journal mode with what was seen of the journal
+-- beside those. Inside of a trigger's definer function nobody knows who is current_user outside.
+create function meshaudit_private.recording_all(p meshaudit_private.protections, p_operation text) returns text
+language sql stable set search_path = ''
+as $$
+  select case when p.mode = 'journal' then pg_catalog.format('if v_ready and pg_catalog.cardinality(v_ids) = 1 then
+      v_payload := meshaudit_private.plain_payload(%L, ''granted'', v_ids[1], %L, v_scopes[1], %s);
+      if meshaudit_private.emit(meshaudit_private.message(v_head, v_inner, v_outer, v_payload), false) is null then
+        perform meshaudit_private.refuse_unrecorded();
+      end if;
+    els', p_operation, t.name, r.role) else '' end
+  || pg_catalog.format('if pg_catalog.cardinality(v_ids) = 1 then
+      %s
+    else
+      perform meshaudit_private.record_writes(%L, v_ids, %L, v_scopes, %s, %L);
+    end if;',
+    meshaudit_private.recording(p, p_operation, 'v_ids[1]', 'v_scopes[1]', r.role), p_operation, t.name, r.role, p.mode = 'journal')
+  from (values ('coalesce(nullif(pg_catalog.current_setting(''role''), ''none''), session_user::pg_catalog.text)')) r (role),
+    (select pg_catalog.format('%I.%I', p.schema_name, p.table_name)) t (name)
+$$;
+
+comment on function meshaudit_private.recording(meshaudit_private.protections, text, text, text, text) is
+  'The statement that records one access to a protected table.';
+comment on function meshaudit_private.recording_all(meshaudit_private.protections, text) is
+  'Statements that record the rows that a statement has written.';
 comment on function meshaudit_private.reveal_mark(bytea, text, text, xid, tid) is
   'What is remembered of a row that is revealed: a MAC over transaction, statement, backend, row and its version.';
-comment on function meshaudit_private.record_writes(text, text[], text, text[], boolean) is
+comment on function meshaudit_private.record_writes(text, text[], text, text[], text, boolean) is
   'Records the writes of a statement on a protected table. Raises MA002 if it cannot.';

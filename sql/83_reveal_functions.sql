@@ -21,13 +21,21 @@ as $$
   where a.attrelid = p_base and a.attname = p_column
 $$;
 
+-- Whether a column's text is short whatever is in it, and so needs no bound.
+create function meshaudit_private.is_short(p_base oid, p_column name) returns boolean
+language sql stable set search_path = ''
+as $$
+  select a.atttypid = any (array['uuid', 'int2', 'int4', 'int8', 'bool']::pg_catalog.regtype[])
+  from pg_catalog.pg_attribute a where a.attrelid = p_base and a.attname = p_column
+$$;
+
 -- What names a row in the log: its key, or the keys as a row. Of the format, %1$I is the column, %2$s its number and %3$s
 -- that of its parameter in reveal_functions().
 create function meshaudit_private.id_expression(p_base oid, p_keys name[], p_operand text) returns text
 language sql stable set search_path = ''
 as $$
   select case pg_catalog.cardinality(p_keys)
-    when 1 then pg_catalog.format('meshaudit_private.bounded(%s)',
+    when 1 then pg_catalog.format(case when meshaudit_private.is_short(p_base, p_keys[1]) then '%s' else 'meshaudit_private.bounded(%s)' end,
       meshaudit_private.as_text(p_base, p_keys[1], pg_catalog.format(p_operand, p_keys[1], 1, 2)))
     else pg_catalog.format('meshaudit_private.bounded(row(%s)::pg_catalog.text)',
       (select pg_catalog.string_agg(pg_catalog.format(p_operand, k, n, n + 1), ', ' order by n) from unnest(p_keys) with ordinality u (k, n))) end
@@ -37,7 +45,7 @@ create function meshaudit_private.scope_expression(p_base oid, p_scope name, p_o
 language sql stable set search_path = ''
 as $$
   select case when p_scope is null then '''''::pg_catalog.text'
-    else pg_catalog.format('coalesce(pg_catalog."left"(%s, 255), '''')',
+    else pg_catalog.format(case when meshaudit_private.is_short(p_base, p_scope) then 'coalesce(%s, '''')' else 'coalesce(pg_catalog."left"(%s, 255), '''')' end,
       meshaudit_private.as_text(p_base, p_scope, pg_catalog.format(p_operand, p_scope))) end
 $$;
 
@@ -92,16 +100,16 @@ begin
   end if;
   -- not all in one: with parameters in it, that would be planned anew each time
   select k.key into v_key from meshaudit_private.reveal_key k;
-  v_mark := meshaudit_private.reveal_mark(v_key, %2$L, v_id, $%7$s, $%1$s);
+  v_mark := meshaudit_private.reveal_mark(v_key, %2$L, v_id, $%5$s, $%1$s);
   if pg_catalog.current_setting('meshaudit.revealed', true) is distinct from v_mark then
-    perform meshaudit_private.record_access('read', v_id, %2$L, %4$s, $%5$s, %6$L);
+    %4$s
     perform pg_catalog.set_config('meshaudit.revealed', v_mark, true);
   end if;
   return $1;
 end
 $body$, k.count + 4, pg_catalog.format('%I.%I', p.schema_name, p.table_name),
-      meshaudit_private.id_expression(p.base, p.key_columns, '$%3$s'), meshaudit_private.scope_expression(p.base, p.scope_column, '$' || k.count + 2),
-      k.count + 5, p.mode = 'journal', k.count + 3),
+      meshaudit_private.id_expression(p.base, p.key_columns, '$%3$s'), meshaudit_private.recording(p, 'read', 'v_id',
+        meshaudit_private.scope_expression(p.base, p.scope_column, '$' || k.count + 2), '$' || k.count + 5), k.count + 3),
     'Reveals a secret column of a protected row, and records it.')
   from pg_catalog.pg_attribute a,
     lateral (select meshaudit_private.type_name(p.base, a.attname) as name) t,
@@ -114,12 +122,12 @@ $$;
 
 -- The table's values, with meshaudit_owner's right to read them and nobody's code as meshaudit_owner: a view lends its
 -- owner's privileges alone. k1, k2, … are the keys, c4 is the secret column of that number. Who can name it, and is not
--- above row security, gets nothing: pg_read_all_data has USAGE everywhere.
+-- above row security, gets nothing: pg_read_all_data has USAGE everywhere. (All others are asked no more than that: this is once a row.)
 create function meshaudit_private.values_view(p meshaudit_private.protections) returns text
 language sql stable set search_path = ''
 as $$
   select pg_catalog.format(
-    'create view meshaudit_private.%1$I as select b.ctid as at, b.xmin as since, %2$s as scope, %3$s, %4$s from meshaudit_protected.%5$I b where (select meshaudit_private.%6$I(current_user)); grant select on meshaudit_private.%1$I to public; comment on view meshaudit_private.%1$I is %7$L',
+    'create view meshaudit_private.%1$I as select b.ctid as at, b.xmin as since, %2$s as scope, %3$s, %4$s from meshaudit_protected.%5$I b where case when pg_catalog.pg_has_role(session_user, ''pg_read_all_data'', ''MEMBER'') or pg_catalog.pg_has_role(current_user, ''pg_read_all_data'', ''MEMBER'') then (select meshaudit_private.%6$I(current_user)) else true end; grant select on meshaudit_private.%1$I to public; comment on view meshaudit_private.%1$I is %7$L',
     'values_' || p.protection_id,
     case when p.scope_column is null then 'null::pg_catalog.text' else pg_catalog.format('b.%I', p.scope_column) end,
     (select pg_catalog.string_agg(pg_catalog.format('b.%I as k%s', k, i), ', ' order by i) from unnest(p.key_columns) with ordinality u (k, i)),
@@ -136,9 +144,8 @@ as $$
     'create function meshaudit_private.%1$I(pg_catalog.name) returns boolean language plpgsql stable parallel unsafe security definer set search_path = '''' as %2$L; grant execute on function meshaudit_private.%1$I(pg_catalog.name) to public; comment on function meshaudit_private.%1$I(pg_catalog.name) is %3$L',
     'look_' || p.protection_id, pg_catalog.format($body$
 begin
-  -- the login, and who owns the SECURITY DEFINER function that it is in; first what costs nothing
-  if (pg_catalog.pg_has_role(session_user, 'pg_read_all_data', 'MEMBER') or pg_catalog.pg_has_role($1, 'pg_read_all_data', 'MEMBER'))
-    and exists (
+  -- the login, and who owns the SECURITY DEFINER function that it is in
+  if exists (
       select from pg_catalog.pg_roles r where r.rolname in (session_user, $1) and not (r.rolsuper or r.rolbypassrls)
         and pg_catalog.pg_has_role(r.oid, 'pg_read_all_data', 'MEMBER'))
     and (select c.relrowsecurity from meshaudit_private.protections p join pg_catalog.pg_class c on c.oid = p.base
@@ -193,6 +200,7 @@ as $$
   order by f.n, a.attnum
 $$;
 
+-- One query tells what was written and, in journal mode, how to sign it.
 create function meshaudit_private.writes_function(p meshaudit_private.protections) returns text
 language sql stable set search_path = ''
 as $$
@@ -205,35 +213,49 @@ declare
   v_scopes pg_catalog.text[];
   v_old_ids pg_catalog.text[];
   v_old_scopes pg_catalog.text[];
+  v_ready pg_catalog.bool;
+  v_head pg_catalog.bytea;
+  v_inner pg_catalog.bytea;
+  v_outer pg_catalog.bytea;
+  v_payload pg_catalog.bytea;
 begin
-  if tg_table_schema <> 'meshaudit_protected' or tg_table_name <> all (%7$L::pg_catalog.name[]) then
+  if tg_table_schema <> 'meshaudit_protected' or tg_table_name <> all (%5$L::pg_catalog.name[]) then
     -- somebody who can name this function has put it on a table of his own
     raise exception 'the audit log takes entries only from meshaudit''s own functions' using errcode = 'MA003',
       hint = 'This function is for the protected table alone, by the name that it had then.';
   elsif tg_op = 'INSERT' then
-    select pg_catalog.array_agg(%1$s), pg_catalog.array_agg(%2$s) into v_ids, v_scopes from new_rows;
-    perform meshaudit_private.record_writes('create', v_ids, %5$L, v_scopes, %6$L);
+    select n.ids, n.scopes%6$s into v_ids, v_scopes%7$s
+      from (select pg_catalog.array_agg(%1$s) as ids, pg_catalog.array_agg(%2$s) as scopes from new_rows) n%8$s;
+    %9$s
   elsif tg_op = 'UPDATE' then
-    select pg_catalog.array_agg(%1$s), pg_catalog.array_agg(%2$s) into v_ids, v_scopes from new_rows;
-    select pg_catalog.array_agg(%3$s), pg_catalog.array_agg(%4$s) into v_old_ids, v_old_scopes from old_rows;
+    select n.ids, n.scopes, o.ids, o.scopes%6$s into v_ids, v_scopes, v_old_ids, v_old_scopes%7$s
+      from (select pg_catalog.array_agg(%1$s) as ids, pg_catalog.array_agg(%2$s) as scopes from new_rows) n,
+        (select pg_catalog.array_agg(%3$s) as ids, pg_catalog.array_agg(%4$s) as scopes from old_rows) o%8$s;
     if v_ids is distinct from v_old_ids or v_scopes is distinct from v_old_scopes then
       -- both, where the key or the scope has changed
       select pg_catalog.array_agg(u.id), pg_catalog.array_agg(u.scope) into v_ids, v_scopes from (
         select * from unnest(v_old_ids, v_old_scopes) union select * from unnest(v_ids, v_scopes)) u (id, scope);
     end if;
-    perform meshaudit_private.record_writes('update', v_ids, %5$L, v_scopes, %6$L);
+    %10$s
   elsif tg_op = 'DELETE' then
-    select pg_catalog.array_agg(%3$s), pg_catalog.array_agg(%4$s) into v_ids, v_scopes from old_rows;
-    perform meshaudit_private.record_writes('delete', v_ids, %5$L, v_scopes, %6$L);
+    select o.ids, o.scopes%6$s into v_ids, v_scopes%7$s
+      from (select pg_catalog.array_agg(%3$s) as ids, pg_catalog.array_agg(%4$s) as scopes from old_rows) o%8$s;
+    %11$s
   else
-    perform meshaudit_private.record_writes('delete', array['all rows (TRUNCATE)'], %5$L, array['*'], %6$L);
+    v_ids := array['all rows (TRUNCATE)'];
+    v_scopes := array['*'];
+    %11$s
   end if;
   return null;
 end
 $body$, meshaudit_private.id_expression(p.base, p.key_columns, 'new_rows.%1$I'), meshaudit_private.scope_expression(p.base, p.scope_column, 'new_rows.%1$I'),
       meshaudit_private.id_expression(p.base, p.key_columns, 'old_rows.%1$I'), meshaudit_private.scope_expression(p.base, p.scope_column, 'old_rows.%1$I'),
-      pg_catalog.format('%I.%I', p.schema_name, p.table_name), p.mode = 'journal',
-      array(select u ->> 'name' from pg_catalog.jsonb_array_elements(p.saved) u)))
+      array(select u ->> 'name' from pg_catalog.jsonb_array_elements(p.saved) u),
+      j.looks, j.variables, j.source,
+      meshaudit_private.recording_all(p, 'create'), meshaudit_private.recording_all(p, 'update'), meshaudit_private.recording_all(p, 'delete')))
+  from (values (true, ', meshaudit_private.journal_healthy(j.healthy_until, j.healthy_since) and meshaudit_private.is_plain_session(), j.message_head, j.inner_key, j.outer_key',
+      ', v_ready, v_head, v_inner, v_outer', ', meshaudit_private.journal j'), (false, '', '', '')) j (journal, looks, variables, source)
+  where j.journal = (p.mode = 'journal')
 $$;
 
 comment on function meshaudit_private.text_settings(oid, name[]) is 'SET clauses that make the text of those columns the same in every session; none where it is.';
@@ -245,6 +267,7 @@ comment on function meshaudit_private.look_functions(meshaudit_private.protectio
 comment on function meshaudit_private.look_function(meshaudit_private.protections) is 'The statement that makes the function which keeps readers of all data from the values.';
 comment on function meshaudit_private.id_expression(oid, name[], text) is 'The expression that names a row in the log.';
 comment on function meshaudit_private.key_condition(oid, text, text) is 'The condition that finds a row by its key.';
+comment on function meshaudit_private.is_short(oid, name) is 'Whether a column''s text is always short.';
 comment on function meshaudit_private.scope_expression(oid, name, text) is 'The expression for a row''s scope.';
 comment on function meshaudit_private.reveal_functions(meshaudit_private.protections) is 'Statements that make the functions which reveal.';
 comment on function meshaudit_private.writes_function(meshaudit_private.protections) is 'The statement that makes the function which records writes.';

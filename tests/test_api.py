@@ -326,7 +326,8 @@ def test_a_search_that_takes_too_long(api_db: Db) -> None:
             answer = api.get("/api/audit-logs", ONE)
         assert problem(answer, 503)["type"].endswith(":timeout")
         assert int(answer.headers["retry-after"]) > 0
-        assert api.get("/api/audit-logs", ONE).status_code == 200
+        # on a busy machine 0.2 s can be too short for any search
+        wait_until(lambda: api.get("/api/audit-logs", ONE).status_code == 200)
 
 
 def test_a_login_that_is_no_gateway(api_db: Db) -> None:

@@ -242,6 +242,9 @@ create table meshaudit_private.lane_heads (
   hash bytea not null
 ) with (autovacuum_vacuum_threshold = 1000, autovacuum_vacuum_scale_factor = 0);
 alter table meshaudit_private.lane_heads alter column hash set storage plain;
+-- Without statistics a look-up costs one page, as it does. With them the planner sees that there are more pages than rows, and
+-- takes a bitmap scan, which is slower.
+alter table meshaudit_private.lane_heads alter column lane set statistics 0;
 
 create sequence meshaudit_private.lane_number as int;
 
@@ -325,6 +328,7 @@ create table meshaudit_private.journal (
   vault_mode text not null default 'ledger' check (vault_mode in ('ledger', 'journal')),
   flush boolean not null default true,
   key_id int,
+  message_head bytea,
   inner_key bytea,
   outer_key bytea,
   slot_name text,
@@ -336,6 +340,7 @@ create table meshaudit_private.journal (
 comment on table meshaudit_private.journal is 'State of the journal: one row.';
 comment on column meshaudit_private.journal.required is 'Setting require_journal: no access without an armed journal.';
 comment on column meshaudit_private.journal.flush is 'Setting journal_flush: from PostgreSQL 17 on, a record is on disk before the value is returned.';
+comment on column meshaudit_private.journal.message_head is 'What each message begins with: version and key_id; null when disarmed.';
 comment on column meshaudit_private.journal.inner_key is 'HMAC-SHA256 key, padded and xored with 36; null when disarmed.';
 comment on column meshaudit_private.journal.outer_key is 'The same key xored with 5c.';
 comment on column meshaudit_private.journal.healthy_until is 'Until then the sealer has seen the slot at work; later, each access looks itself.';
@@ -1462,32 +1467,19 @@ as $$
 declare
   v_caller meshaudit_private.caller;
   v_link meshaudit_private.link;
-  v_lane pg_catalog.int4;
-  v_changed pg_catalog.bool;
+  v_lane constant pg_catalog.int4 := pg_catalog.pg_backend_pid() % 512 + 1;
+  v_changed constant pg_catalog.bool := pg_catalog.pg_current_xact_id_if_assigned() is not null;
   v_at pg_catalog.tid;
+  v_sealed pg_catalog.bool;  -- what seal() brings is in the journal already
   v_armed pg_catalog.bool;
   v_required pg_catalog.bool;
-  v_key_id pg_catalog.int4;
+  v_head pg_catalog.bytea;
   v_inner pg_catalog.bytea;
   v_outer pg_catalog.bytea;
   v_flush pg_catalog.bool;
   v_payload pg_catalog.bytea;
-  -- what seal() brings is in the journal already
-  v_record constant pg_catalog.bool := new.lane = 0;
 begin
-  -- inside a SECURITY DEFINER function current_user is the owner, while SET ROLE shows in "role" and a login in
-  -- session_user: whoever became the owner by hand differs there
-  if current_user <> 'meshaudit_owner' or session_user = 'meshaudit_owner'
-     or pg_catalog.current_setting('role') = 'meshaudit_owner' then
-    raise exception 'the audit log takes entries only from meshaudit''s own functions'
-      using errcode = 'MA003', hint = 'Use meshaudit.read_secret(), write_secret() or a protected table; each records itself.';
-  end if;
-  if new.lane > 0 then
-    return new;
-  end if;
-
-  if new.lane = 0 and (pg_catalog.current_setting('request.jwt.claims', true) <> '' or pg_catalog.current_setting('request.headers', true) <> ''
-     or pg_catalog.current_setting('meshaudit.actor', true) <> '') then
+  if new.lane = 0 and not meshaudit_private.is_plain_session() then
     v_caller := meshaudit_private.session_caller();
     new.user_identity := v_caller.user_identity;
     new.identity_source := v_caller.identity_source;
@@ -1503,10 +1495,12 @@ begin
     end if;
   end if;
 
-  -- the ordinary case, written out for speed: the first or second entry of a transaction whose own lane is free
-  v_lane := pg_catalog.pg_backend_pid() % 512 + 1;
-  v_changed := pg_catalog.pg_current_xact_id_if_assigned() is not null;
-  if new.lane = 0
+  -- The ordinary case, written out for speed, in one condition, since plpgsql prepares each anew in each transaction: the
+  -- first or second entry of a transaction whose own lane is free.
+  -- Inside a SECURITY DEFINER function current_user is the owner, while SET ROLE shows in "role" and a login in
+  -- session_user: whoever became the owner by hand differs there.
+  if new.lane = 0 and current_user = 'meshaudit_owner' and session_user <> 'meshaudit_owner'
+     and pg_catalog.current_setting('role') <> 'meshaudit_owner'
      and (not v_changed or coalesce(pg_catalog.current_setting('meshaudit.lane_at', true), '') = '')
      and pg_catalog.current_setting('transaction_isolation') = 'read committed'
      and pg_catalog.pg_client_encoding() = 'UTF8'
@@ -1524,7 +1518,18 @@ begin
     if v_changed and new.lane > 0 then
       perform pg_catalog.set_config('meshaudit.lane_at', pg_catalog.concat(v_lane, ' ', v_at), true);
     end if;
+  else
+    if current_user <> 'meshaudit_owner' or session_user = 'meshaudit_owner'
+       or pg_catalog.current_setting('role') = 'meshaudit_owner' then
+      raise exception 'the audit log takes entries only from meshaudit''s own functions'
+        using errcode = 'MA003', hint = 'Use meshaudit.read_secret(), write_secret() or a protected table; each records itself.';
+    end if;
+    if new.lane > 0 then
+      return new;
+    end if;
+    v_sealed := new.lane < 0;
   end if;
+
   if new.lane <= 0 or new.lane is null then
     v_link := meshaudit_private.take_lane(meshaudit_private.entry_tail(
       new.id, new.secret_id, new.access_type, new."timestamp", new.user_identity, new.ip_address, new.operation,
@@ -1536,11 +1541,11 @@ begin
     new.hash := v_link.hash;
   end if;
 
-  if not v_record or not meshaudit_private.journal_used() then
+  if v_sealed or not meshaudit_private.journal_used() then
     return new;
   end if;
-  select k.armed, k.required, k.key_id, k.inner_key, k.outer_key, k.flush
-    into v_armed, v_required, v_key_id, v_inner, v_outer, v_flush
+  select k.armed, k.required, k.message_head, k.inner_key, k.outer_key, k.flush and new.operation = 'read'
+    into v_armed, v_required, v_head, v_inner, v_outer, v_flush
     from meshaudit_private.journal k;
   if v_required then
     perform meshaudit_private.require_journal();
@@ -1553,8 +1558,7 @@ begin
       new.secret_table, new.scope, coalesce(v_caller.user_identity, new.user_identity), new.identity_source,
       coalesce(v_caller.claimed_identity, new.claimed_identity), new.db_user, new.db_role, new.ip_address, new.application_name,
       new.user_agent, new.request_id, null, null, null, null)::pg_catalog.text, 'UTF8');
-    if meshaudit_private.emit(meshaudit_private.message(v_key_id, v_inner, v_outer, v_payload),
-        v_flush and new.operation = 'read') is null then
+    if meshaudit_private.emit(meshaudit_private.message(v_head, v_inner, v_outer, v_payload), v_flush) is null then
       perform meshaudit_private.refuse_unrecorded();
     end if;
   end if;
@@ -1827,12 +1831,11 @@ comment on function meshaudit_private.flush_wal() is 'Waits until the records of
 comment on function meshaudit_private.emit(bytea, boolean) is
   'Emits a message; on disk when it returns if p_flush (17 and later), else at the COMMIT.';
 
-create function meshaudit_private.message(p_key_id int, p_inner bytea, p_outer bytea, p_payload bytea) returns bytea
+create function meshaudit_private.message(p_head bytea, p_inner bytea, p_outer bytea, p_payload bytea) returns bytea
 language sql immutable parallel safe
-return '\x01'::pg_catalog.bytea || pg_catalog.int4send(p_key_id)
-  || pg_catalog.sha256(p_outer || pg_catalog.sha256(p_inner || p_payload)) || p_payload;
-comment on function meshaudit_private.message(int, bytea, bytea, bytea) is
-  'A message''s content: version, key, HMAC-SHA256 (RFC 2104), payload.';
+return p_head || pg_catalog.sha256(p_outer || pg_catalog.sha256(p_inner || p_payload)) || p_payload;
+comment on function meshaudit_private.message(bytea, bytea, bytea, bytea) is
+  'A message''s content: version and key, HMAC-SHA256 (RFC 2104), payload.';
 
 -- p_sealed: beyond it nobody but the sealer moves the slot. Who did, or made another slot of that name, has skipped
 -- records. Left out where it may be of an older snapshot than the slot.
@@ -1847,18 +1850,14 @@ as $$
 $$;
 comment on function meshaudit_private.slot_works(text, pg_lsn) is 'Whether that slot is there and has lost nothing.';
 
--- Whether records of an armed journal will be sealed. An older snapshot may show a journal that has been disarmed since:
--- then the slot itself is asked.
-create function meshaudit_private.journal_works(p_healthy_until timestamptz, p_healthy_since timestamptz, p_slot text)
-returns boolean
+-- Whether the sealer has lately seen an armed journal's slot at work, on this very server (a standby, and one that was promoted,
+-- started at another time). An older snapshot may show a journal that has been disarmed since. If not: require_working() looks.
+create function meshaudit_private.journal_healthy(p_until timestamptz, p_since timestamptz) returns boolean
 language sql volatile
-return case
-  when p_healthy_until > pg_catalog.clock_timestamp() and p_healthy_since = pg_catalog.pg_postmaster_start_time()
-    and pg_catalog.current_setting('transaction_isolation') = 'read committed' then true
-  else meshaudit_private.slot_works(p_slot)
-end;
-comment on function meshaudit_private.journal_works(timestamptz, timestamptz, text) is
-  'Whether records of an armed journal will be sealed.';
+return p_until > pg_catalog.clock_timestamp() and p_since = pg_catalog.pg_postmaster_start_time()
+  and pg_catalog.current_setting('transaction_isolation') = 'read committed';
+comment on function meshaudit_private.journal_healthy(timestamptz, timestamptz) is
+  'Whether the journal is armed, and need not be looked at.';
 
 -- Raises MA002 if the journal cannot be relied on.
 create function meshaudit_private.require_working(p_armed boolean, p_slot text) returns void
@@ -1877,19 +1876,22 @@ end
 $$;
 comment on function meshaudit_private.require_working(boolean, text) is 'Raises MA002 on a standby, or if an armed journal''s slot is lost.';
 
--- Whose end an access waits for, to be granted or rolled back. READ ONLY has nothing to undo, though on 15 and 16
--- emit() gives it an xid.
-create function meshaudit_private.deciding_xid() returns xid8
-language sql volatile parallel unsafe
-return case when pg_catalog.current_setting('transaction_read_only') = 'off' then pg_catalog.pg_current_xact_id_if_assigned() end;
+-- Whose end an access waits for, to be granted or rolled back. READ ONLY has nothing to undo; on 15 and 16 emit() gives it an
+-- xid all the same.
+do $$
+begin
+  execute 'create function meshaudit_private.deciding_xid() returns xid8 language sql volatile parallel unsafe return '
+    || case when current_setting('server_version_num')::int >= 170000 then 'pg_catalog.pg_current_xact_id_if_assigned()'
+    else 'case when pg_catalog.current_setting(''transaction_read_only'') = ''off'' then pg_catalog.pg_current_xact_id_if_assigned() end' end;
+end
+$$;
 comment on function meshaudit_private.deciding_xid() is 'The transaction whose end decides an access''s outcome; null if none does.';
 
 -- Whether no setting of the session has a say in who calls.
 create function meshaudit_private.is_plain_session() returns boolean
 language sql stable
-return coalesce(pg_catalog.current_setting('request.jwt.claims', true), '') = ''
-  and coalesce(pg_catalog.current_setting('request.headers', true), '') = ''
-  and coalesce(pg_catalog.current_setting('meshaudit.actor', true), '') = '';
+return pg_catalog.concat(pg_catalog.current_setting('request.jwt.claims', true),
+  pg_catalog.current_setting('request.headers', true), pg_catalog.current_setting('meshaudit.actor', true)) = '';
 comment on function meshaudit_private.is_plain_session() is 'Whether session_caller() would say nothing but the login and its address.';
 
 -- The payload of a plain session's access that has no entry in the ledger.
@@ -1902,7 +1904,7 @@ return pg_catalog.convert_to(row(
   pg_catalog.encode(pg_catalog.timestamptz_send(pg_catalog.clock_timestamp()), 'hex'),
   p_operation, p_outcome, p_secret_id, p_secret_table, p_scope, session_user, 'database',
   null, session_user, p_role, pg_catalog.inet_client_addr(),
-  nullif(pg_catalog.current_setting('application_name'), ''), null, null, null, null, null, null)::pg_catalog.text, 'UTF8');
+  pg_catalog.current_setting('application_name'), null, null, null, null, null, null)::pg_catalog.text, 'UTF8');
 comment on function meshaudit_private.plain_payload(text, text, text, text, text, text) is
   'The payload of a record, where the login is all there is to say about the caller.';
 
@@ -1914,26 +1916,25 @@ create function meshaudit_private.journal_access(
 language plpgsql volatile set search_path = ''
 as $$
 declare
+  v_healthy pg_catalog.bool;
   v_armed pg_catalog.bool;
-  v_works pg_catalog.bool;
   v_slot pg_catalog.text;
-  v_key_id pg_catalog.int4;
+  v_head pg_catalog.bytea;
   v_inner pg_catalog.bytea;
   v_outer pg_catalog.bytea;
   v_flush pg_catalog.bool;
   c meshaudit_private.caller;
   v_payload pg_catalog.bytea;
 begin
-  select j.armed, not pg_catalog.pg_is_in_recovery()
-      and meshaudit_private.journal_works(j.healthy_until, j.healthy_since, j.slot_name),
-      j.slot_name, j.key_id, j.inner_key, j.outer_key, j.flush
-    into v_armed, v_works, v_slot, v_key_id, v_inner, v_outer, v_flush
+  select meshaudit_private.journal_healthy(j.healthy_until, j.healthy_since), j.armed, j.slot_name, j.message_head, j.inner_key,
+      j.outer_key, j.flush and p_operation = 'read'
+    into v_healthy, v_armed, v_slot, v_head, v_inner, v_outer, v_flush
     from meshaudit_private.journal j;
-  if v_works is not true then
+  if v_healthy is not true then
     perform meshaudit_private.require_working(v_armed, v_slot);
-  end if;
-  if not v_armed then
-    return false;
+    if not v_armed then
+      return false;
+    end if;
   end if;
   if meshaudit_private.is_plain_session() then
     v_payload := meshaudit_private.plain_payload(p_operation, p_outcome, p_secret_id, p_secret_table, p_scope, p_role);
@@ -1943,11 +1944,10 @@ begin
       pg_catalog.pg_current_wal_insert_lsn(), pg_catalog.pg_backend_pid(), meshaudit_private.deciding_xid(), null, null,
       pg_catalog.encode(pg_catalog.timestamptz_send(pg_catalog.clock_timestamp()), 'hex'),
       p_operation, p_outcome, p_secret_id, p_secret_table, p_scope, c.user_identity, c.identity_source,
-      c.claimed_identity, session_user, p_role, c.ip_address, nullif(pg_catalog.current_setting('application_name'), ''),
+      c.claimed_identity, session_user, p_role, c.ip_address, pg_catalog.current_setting('application_name'),
       c.user_agent, c.request_id, null, null, null, null)::pg_catalog.text, 'UTF8');
   end if;
-  if meshaudit_private.emit(meshaudit_private.message(v_key_id, v_inner, v_outer, v_payload),
-      v_flush and p_operation = 'read') is null then
+  if meshaudit_private.emit(meshaudit_private.message(v_head, v_inner, v_outer, v_payload), v_flush) is null then
     perform meshaudit_private.refuse_unrecorded();
   end if;
   return true;
@@ -1987,7 +1987,8 @@ as $$
 declare
   v_works pg_catalog.bool;
 begin
-  select j.armed and meshaudit_private.journal_works(j.healthy_until, j.healthy_since, j.slot_name) into v_works
+  select meshaudit_private.journal_healthy(j.healthy_until, j.healthy_since)
+      or j.armed and meshaudit_private.slot_works(j.slot_name) into v_works
     from meshaudit_private.journal j;
   if not v_works then
     perform meshaudit_private.refuse('MA002', 'no access without a journal that works',
@@ -2027,7 +2028,7 @@ begin
         p_secret_ids[i:v_last], p_scopes[i:v_last], v_ats[i:v_last], p_access_ids[i:v_last]
       )::pg_catalog.text, 'UTF8');
     if meshaudit_private.emit(
-      meshaudit_private.message(j.key_id, j.inner_key, j.outer_key, v_payload), j.flush and v_last = v_count and e.operation = 'read') is null then
+      meshaudit_private.message(j.message_head, j.inner_key, j.outer_key, v_payload), j.flush and v_last = v_count and e.operation = 'read') is null then
       perform meshaudit_private.refuse_unrecorded();
     end if;
   end loop;
@@ -2179,7 +2180,7 @@ comment on function meshaudit_private.record_accesses(text, text, text[], text, 
 -- The vault: authorize (EXECUTE, given to meshaudit_client), record, reveal; in that order.
 --
 -- The functions here take the role that called as their last argument, because inside of them current_user is the owner.
--- One read in the journal is written out here, since calling journal_access() would cost a third of it.
+-- One read in the journal is written out here, with one look at secret and key, since calling journal_access() would cost as much again.
 -- Only the public functions (42_vault_api.sql) call them: without USAGE on this schema nobody else can name them. (Members
 -- of pg_read_all_data have USAGE everywhere: one who is also a client can give a false db_role, though not db_user.)
 
@@ -2242,35 +2243,35 @@ create function meshaudit_private.read_secret(p_id uuid, p_role name) returns by
 language plpgsql volatile security definer set search_path = ''
 as $$
 declare
+  v_journal constant pg_catalog.bool := meshaudit_private.vault_in_journal() or pg_catalog.current_setting('transaction_read_only') = 'on';
   v_scope pg_catalog.text;
   v_value pg_catalog.bytea;
-  v_works pg_catalog.bool;  -- null: the ledger takes it
-  v_key_id pg_catalog.int4;
+  v_ready pg_catalog.bool;
+  v_head pg_catalog.bytea;
   v_inner pg_catalog.bytea;
   v_outer pg_catalog.bytea;
   v_flush pg_catalog.bool;
   v_payload pg_catalog.bytea;
 begin
-  select s.scope, s.value into v_scope, v_value from meshaudit_private.secrets s where s.id = p_id;
-  if v_scope is null then
-    perform meshaudit_private.no_such_secret('read', p_id::pg_catalog.text, '', p_role);
+  if v_journal then
+    select s.scope, s.value, meshaudit_private.journal_healthy(j.healthy_until, j.healthy_since) and meshaudit_private.is_plain_session(),
+        j.message_head, j.inner_key, j.outer_key, j.flush
+      into v_scope, v_value, v_ready, v_head, v_inner, v_outer, v_flush
+      from meshaudit_private.secrets s, meshaudit_private.journal j where s.id = p_id;
+  else
+    select s.scope, s.value into v_scope, v_value from meshaudit_private.secrets s where s.id = p_id;
   end if;
-  if pg_catalog.current_setting('transaction_read_only') = 'on' or meshaudit_private.vault_in_journal() then
-    select j.armed and not pg_catalog.pg_is_in_recovery()
-        and meshaudit_private.journal_works(j.healthy_until, j.healthy_since, j.slot_name),
-        j.key_id, j.inner_key, j.outer_key, j.flush
-      into v_works, v_key_id, v_inner, v_outer, v_flush
-      from meshaudit_private.journal j;
-  end if;
-  if v_works is null then
-    insert into meshaudit_private.ledger (secret_id, operation, outcome, secret_table, scope, db_role)
-      values (p_id, 'read', 'granted', 'meshaudit.secrets', v_scope, p_role);
-  elsif v_works and meshaudit_private.is_plain_session() then
+  if v_ready then
     v_payload := meshaudit_private.plain_payload(
       'read', 'granted', p_id::pg_catalog.text, 'meshaudit.secrets', v_scope, p_role);
-    if meshaudit_private.emit(meshaudit_private.message(v_key_id, v_inner, v_outer, v_payload), v_flush) is null then
+    if meshaudit_private.emit(meshaudit_private.message(v_head, v_inner, v_outer, v_payload), v_flush) is null then
       perform meshaudit_private.refuse_unrecorded();
     end if;
+  elsif v_scope is null then
+    perform meshaudit_private.no_such_secret('read', p_id::pg_catalog.text, '', p_role);
+  elsif not v_journal then
+    insert into meshaudit_private.ledger (secret_id, operation, outcome, secret_table, scope, db_role)
+      values (p_id, 'read', 'granted', 'meshaudit.secrets', v_scope, p_role);
   elsif not meshaudit_private.journal_access(
       'read', 'granted', p_id::pg_catalog.text, 'meshaudit.secrets', v_scope, p_role) then
     perform meshaudit_private.refuse_unrecorded();
@@ -2285,37 +2286,38 @@ create function meshaudit_private.read_secret_by_key(p_key text, p_scope text, p
 language plpgsql volatile security definer set search_path = ''
 as $$
 declare
+  v_journal constant pg_catalog.bool := meshaudit_private.vault_in_journal() or pg_catalog.current_setting('transaction_read_only') = 'on';
   v_id pg_catalog.uuid;
   v_value pg_catalog.bytea;
-  v_works pg_catalog.bool;  -- null: the ledger takes it
-  v_key_id pg_catalog.int4;
+  v_ready pg_catalog.bool;
+  v_head pg_catalog.bytea;
   v_inner pg_catalog.bytea;
   v_outer pg_catalog.bytea;
   v_flush pg_catalog.bool;
   v_payload pg_catalog.bytea;
 begin
   perform meshaudit_private.check_name(p_key, p_scope);
-  select s.id, s.value into v_id, v_value from meshaudit_private.secrets s
-    where s.name_digest = meshaudit_private.name_digest(p_key, p_scope);
-  if v_id is null then
-    perform meshaudit_private.no_such_secret('read', p_key, p_scope, p_role);
+  if v_journal then
+    select s.id, s.value, meshaudit_private.journal_healthy(j.healthy_until, j.healthy_since) and meshaudit_private.is_plain_session(),
+        j.message_head, j.inner_key, j.outer_key, j.flush
+      into v_id, v_value, v_ready, v_head, v_inner, v_outer, v_flush
+      from meshaudit_private.secrets s, meshaudit_private.journal j
+      where s.name_digest = meshaudit_private.name_digest(p_key, p_scope);
+  else
+    select s.id, s.value into v_id, v_value from meshaudit_private.secrets s
+      where s.name_digest = meshaudit_private.name_digest(p_key, p_scope);
   end if;
-  if pg_catalog.current_setting('transaction_read_only') = 'on' or meshaudit_private.vault_in_journal() then
-    select j.armed and not pg_catalog.pg_is_in_recovery()
-        and meshaudit_private.journal_works(j.healthy_until, j.healthy_since, j.slot_name),
-        j.key_id, j.inner_key, j.outer_key, j.flush
-      into v_works, v_key_id, v_inner, v_outer, v_flush
-      from meshaudit_private.journal j;
-  end if;
-  if v_works is null then
-    insert into meshaudit_private.ledger (secret_id, operation, outcome, secret_table, scope, db_role)
-      values (v_id, 'read', 'granted', 'meshaudit.secrets', p_scope, p_role);
-  elsif v_works and meshaudit_private.is_plain_session() then
+  if v_ready then
     v_payload := meshaudit_private.plain_payload(
       'read', 'granted', v_id::pg_catalog.text, 'meshaudit.secrets', p_scope, p_role);
-    if meshaudit_private.emit(meshaudit_private.message(v_key_id, v_inner, v_outer, v_payload), v_flush) is null then
+    if meshaudit_private.emit(meshaudit_private.message(v_head, v_inner, v_outer, v_payload), v_flush) is null then
       perform meshaudit_private.refuse_unrecorded();
     end if;
+  elsif v_id is null then
+    perform meshaudit_private.no_such_secret('read', p_key, p_scope, p_role);
+  elsif not v_journal then
+    insert into meshaudit_private.ledger (secret_id, operation, outcome, secret_table, scope, db_role)
+      values (v_id, 'read', 'granted', 'meshaudit.secrets', p_scope, p_role);
   elsif not meshaudit_private.journal_access(
       'read', 'granted', v_id::pg_catalog.text, 'meshaudit.secrets', p_scope, p_role) then
     perform meshaudit_private.refuse_unrecorded();
@@ -4671,8 +4673,8 @@ begin
   end loop;
   insert into meshaudit_private.journal_keys (inner_key, outer_key) values (v_inner, v_outer) returning * into k;
   update meshaudit_private.journal set
-    armed = true, slot_name = p_slot, armed_at = pg_catalog.clock_timestamp(), key_id = k.key_id, inner_key = k.inner_key,
-    outer_key = k.outer_key, healthy_until = pg_catalog.clock_timestamp() + '10 seconds'::pg_catalog.interval,
+    armed = true, slot_name = p_slot, armed_at = pg_catalog.clock_timestamp(), key_id = k.key_id,
+    message_head = '\x01'::pg_catalog.bytea || pg_catalog.int4send(k.key_id), inner_key = k.inner_key, outer_key = k.outer_key, healthy_until = pg_catalog.clock_timestamp() + '10 seconds'::pg_catalog.interval,
     healthy_since = pg_catalog.pg_postmaster_start_time()
     where singleton;
   update meshaudit_private.journal_progress set sealed_lsn = p_lsn, sealed_at = pg_catalog.clock_timestamp() where singleton;
@@ -4763,7 +4765,9 @@ begin
       hint = 'Run select meshaudit.seal() until it returns 0, then disarm again.';
   end if;
   if j.armed then
-    update meshaudit_private.journal set armed = false, key_id = null, inner_key = null, outer_key = null where singleton;
+    update meshaudit_private.journal set
+      armed = false, key_id = null, message_head = null, inner_key = null, outer_key = null, healthy_until = '-infinity'
+      where singleton;
     insert into meshaudit_private.ledger (secret_id, access_type, operation, outcome, secret_table, scope)
       values (pg_catalog.format('disarmed at %s', pg_catalog.pg_current_wal_insert_lsn()), 'write', 'delete', 'granted',
         'meshaudit.journal', '*');
@@ -5821,31 +5825,68 @@ return pg_catalog.encode(pg_catalog.sha256(p_key || pg_catalog.timestamptz_send(
   || pg_catalog.xidsend(p_xmin) || pg_catalog.tidsend(p_ctid)
   || pg_catalog.convert_to(p_secret_table || ' ' || p_secret_id, 'UTF8')), 'hex');
 
+-- Records the rows that a statement has written.
 create function meshaudit_private.record_writes(
-  p_operation text, p_secret_ids text[], p_secret_table text, p_scopes text[], p_journal boolean
+  p_operation text, p_secret_ids text[], p_secret_table text, p_scopes text[], p_role text, p_journal boolean
 ) returns void
 language plpgsql volatile set search_path = ''
 as $$
-declare
-  -- inside of a trigger's definer function nobody knows who is current_user outside
-  v_role constant pg_catalog.text := coalesce(
-    nullif(pg_catalog.current_setting('role'), 'none'), session_user::pg_catalog.text);
 begin
   if p_secret_ids is null then
     return;
-  elsif pg_catalog.cardinality(p_secret_ids) = 1 then
-    perform meshaudit_private.record_access(p_operation, p_secret_ids[1], p_secret_table, p_scopes[1], v_role, p_journal);
   elsif p_journal then
-    perform meshaudit_private.journal_accesses(p_operation, p_secret_ids, p_secret_table, p_scopes, v_role);
+    perform meshaudit_private.journal_accesses(p_operation, p_secret_ids, p_secret_table, p_scopes, p_role);
   else
-    perform meshaudit_private.record_accesses(p_operation, 'granted', p_secret_ids, p_secret_table, p_scopes, v_role);
+    perform meshaudit_private.record_accesses(p_operation, 'granted', p_secret_ids, p_secret_table, p_scopes, p_role);
   end if;
 end
 $$;
 
+-- The plpgsql statement that records one access, given as expressions: record_access(), written out, since calling it and
+-- record_writes() costs as much as the record. A write is in no READ ONLY transaction. What reveals is STABLE: it may not
+-- INSERT itself, and what it would see of the journal may be old.
+create function meshaudit_private.recording(
+  p meshaudit_private.protections, p_operation text, p_id text, p_scope text, p_role text
+) returns text
+language sql stable set search_path = ''
+as $$
+  select pg_catalog.format(
+    case when p.mode = 'journal' then
+      'if not meshaudit_private.journal_access(%1$L, ''granted'', %2$s, %3$L, %4$s, %5$s) then perform meshaudit_private.refuse_unrecorded(); end if;'
+    when p_operation = 'read' then 'perform meshaudit_private.record_access(%1$L, %2$s, %3$L, %4$s, %5$s, false);'
+    else
+      'insert into meshaudit_private.ledger (secret_id, access_type, operation, outcome, secret_table, scope, db_role) values (%2$s, ''write'', %1$L, ''granted'', %3$L, %4$s, %5$s);'
+    end, p_operation, p_id, pg_catalog.format('%I.%I', p.schema_name, p.table_name), p_scope, p_role)
+$$;
+
+-- Those that record the rows of v_ids and v_scopes; one row goes the short way, in journal mode with what was seen of the journal
+-- beside those. Inside of a trigger's definer function nobody knows who is current_user outside.
+create function meshaudit_private.recording_all(p meshaudit_private.protections, p_operation text) returns text
+language sql stable set search_path = ''
+as $$
+  select case when p.mode = 'journal' then pg_catalog.format('if v_ready and pg_catalog.cardinality(v_ids) = 1 then
+      v_payload := meshaudit_private.plain_payload(%L, ''granted'', v_ids[1], %L, v_scopes[1], %s);
+      if meshaudit_private.emit(meshaudit_private.message(v_head, v_inner, v_outer, v_payload), false) is null then
+        perform meshaudit_private.refuse_unrecorded();
+      end if;
+    els', p_operation, t.name, r.role) else '' end
+  || pg_catalog.format('if pg_catalog.cardinality(v_ids) = 1 then
+      %s
+    else
+      perform meshaudit_private.record_writes(%L, v_ids, %L, v_scopes, %s, %L);
+    end if;',
+    meshaudit_private.recording(p, p_operation, 'v_ids[1]', 'v_scopes[1]', r.role), p_operation, t.name, r.role, p.mode = 'journal')
+  from (values ('coalesce(nullif(pg_catalog.current_setting(''role''), ''none''), session_user::pg_catalog.text)')) r (role),
+    (select pg_catalog.format('%I.%I', p.schema_name, p.table_name)) t (name)
+$$;
+
+comment on function meshaudit_private.recording(meshaudit_private.protections, text, text, text, text) is
+  'The statement that records one access to a protected table.';
+comment on function meshaudit_private.recording_all(meshaudit_private.protections, text) is
+  'Statements that record the rows that a statement has written.';
 comment on function meshaudit_private.reveal_mark(bytea, text, text, xid, tid) is
   'What is remembered of a row that is revealed: a MAC over transaction, statement, backend, row and its version.';
-comment on function meshaudit_private.record_writes(text, text[], text, text[], boolean) is
+comment on function meshaudit_private.record_writes(text, text[], text, text[], text, boolean) is
   'Records the writes of a statement on a protected table. Raises MA002 if it cannot.';
 
 -- sql/82_protectable.sql
@@ -6077,13 +6118,21 @@ as $$
   where a.attrelid = p_base and a.attname = p_column
 $$;
 
+-- Whether a column's text is short whatever is in it, and so needs no bound.
+create function meshaudit_private.is_short(p_base oid, p_column name) returns boolean
+language sql stable set search_path = ''
+as $$
+  select a.atttypid = any (array['uuid', 'int2', 'int4', 'int8', 'bool']::pg_catalog.regtype[])
+  from pg_catalog.pg_attribute a where a.attrelid = p_base and a.attname = p_column
+$$;
+
 -- What names a row in the log: its key, or the keys as a row. Of the format, %1$I is the column, %2$s its number and %3$s
 -- that of its parameter in reveal_functions().
 create function meshaudit_private.id_expression(p_base oid, p_keys name[], p_operand text) returns text
 language sql stable set search_path = ''
 as $$
   select case pg_catalog.cardinality(p_keys)
-    when 1 then pg_catalog.format('meshaudit_private.bounded(%s)',
+    when 1 then pg_catalog.format(case when meshaudit_private.is_short(p_base, p_keys[1]) then '%s' else 'meshaudit_private.bounded(%s)' end,
       meshaudit_private.as_text(p_base, p_keys[1], pg_catalog.format(p_operand, p_keys[1], 1, 2)))
     else pg_catalog.format('meshaudit_private.bounded(row(%s)::pg_catalog.text)',
       (select pg_catalog.string_agg(pg_catalog.format(p_operand, k, n, n + 1), ', ' order by n) from unnest(p_keys) with ordinality u (k, n))) end
@@ -6093,7 +6142,7 @@ create function meshaudit_private.scope_expression(p_base oid, p_scope name, p_o
 language sql stable set search_path = ''
 as $$
   select case when p_scope is null then '''''::pg_catalog.text'
-    else pg_catalog.format('coalesce(pg_catalog."left"(%s, 255), '''')',
+    else pg_catalog.format(case when meshaudit_private.is_short(p_base, p_scope) then 'coalesce(%s, '''')' else 'coalesce(pg_catalog."left"(%s, 255), '''')' end,
       meshaudit_private.as_text(p_base, p_scope, pg_catalog.format(p_operand, p_scope))) end
 $$;
 
@@ -6148,16 +6197,16 @@ begin
   end if;
   -- not all in one: with parameters in it, that would be planned anew each time
   select k.key into v_key from meshaudit_private.reveal_key k;
-  v_mark := meshaudit_private.reveal_mark(v_key, %2$L, v_id, $%7$s, $%1$s);
+  v_mark := meshaudit_private.reveal_mark(v_key, %2$L, v_id, $%5$s, $%1$s);
   if pg_catalog.current_setting('meshaudit.revealed', true) is distinct from v_mark then
-    perform meshaudit_private.record_access('read', v_id, %2$L, %4$s, $%5$s, %6$L);
+    %4$s
     perform pg_catalog.set_config('meshaudit.revealed', v_mark, true);
   end if;
   return $1;
 end
 $body$, k.count + 4, pg_catalog.format('%I.%I', p.schema_name, p.table_name),
-      meshaudit_private.id_expression(p.base, p.key_columns, '$%3$s'), meshaudit_private.scope_expression(p.base, p.scope_column, '$' || k.count + 2),
-      k.count + 5, p.mode = 'journal', k.count + 3),
+      meshaudit_private.id_expression(p.base, p.key_columns, '$%3$s'), meshaudit_private.recording(p, 'read', 'v_id',
+        meshaudit_private.scope_expression(p.base, p.scope_column, '$' || k.count + 2), '$' || k.count + 5), k.count + 3),
     'Reveals a secret column of a protected row, and records it.')
   from pg_catalog.pg_attribute a,
     lateral (select meshaudit_private.type_name(p.base, a.attname) as name) t,
@@ -6170,12 +6219,12 @@ $$;
 
 -- The table's values, with meshaudit_owner's right to read them and nobody's code as meshaudit_owner: a view lends its
 -- owner's privileges alone. k1, k2, … are the keys, c4 is the secret column of that number. Who can name it, and is not
--- above row security, gets nothing: pg_read_all_data has USAGE everywhere.
+-- above row security, gets nothing: pg_read_all_data has USAGE everywhere. (All others are asked no more than that: this is once a row.)
 create function meshaudit_private.values_view(p meshaudit_private.protections) returns text
 language sql stable set search_path = ''
 as $$
   select pg_catalog.format(
-    'create view meshaudit_private.%1$I as select b.ctid as at, b.xmin as since, %2$s as scope, %3$s, %4$s from meshaudit_protected.%5$I b where (select meshaudit_private.%6$I(current_user)); grant select on meshaudit_private.%1$I to public; comment on view meshaudit_private.%1$I is %7$L',
+    'create view meshaudit_private.%1$I as select b.ctid as at, b.xmin as since, %2$s as scope, %3$s, %4$s from meshaudit_protected.%5$I b where case when pg_catalog.pg_has_role(session_user, ''pg_read_all_data'', ''MEMBER'') or pg_catalog.pg_has_role(current_user, ''pg_read_all_data'', ''MEMBER'') then (select meshaudit_private.%6$I(current_user)) else true end; grant select on meshaudit_private.%1$I to public; comment on view meshaudit_private.%1$I is %7$L',
     'values_' || p.protection_id,
     case when p.scope_column is null then 'null::pg_catalog.text' else pg_catalog.format('b.%I', p.scope_column) end,
     (select pg_catalog.string_agg(pg_catalog.format('b.%I as k%s', k, i), ', ' order by i) from unnest(p.key_columns) with ordinality u (k, i)),
@@ -6192,9 +6241,8 @@ as $$
     'create function meshaudit_private.%1$I(pg_catalog.name) returns boolean language plpgsql stable parallel unsafe security definer set search_path = '''' as %2$L; grant execute on function meshaudit_private.%1$I(pg_catalog.name) to public; comment on function meshaudit_private.%1$I(pg_catalog.name) is %3$L',
     'look_' || p.protection_id, pg_catalog.format($body$
 begin
-  -- the login, and who owns the SECURITY DEFINER function that it is in; first what costs nothing
-  if (pg_catalog.pg_has_role(session_user, 'pg_read_all_data', 'MEMBER') or pg_catalog.pg_has_role($1, 'pg_read_all_data', 'MEMBER'))
-    and exists (
+  -- the login, and who owns the SECURITY DEFINER function that it is in
+  if exists (
       select from pg_catalog.pg_roles r where r.rolname in (session_user, $1) and not (r.rolsuper or r.rolbypassrls)
         and pg_catalog.pg_has_role(r.oid, 'pg_read_all_data', 'MEMBER'))
     and (select c.relrowsecurity from meshaudit_private.protections p join pg_catalog.pg_class c on c.oid = p.base
@@ -6249,6 +6297,7 @@ as $$
   order by f.n, a.attnum
 $$;
 
+-- One query tells what was written and, in journal mode, how to sign it.
 create function meshaudit_private.writes_function(p meshaudit_private.protections) returns text
 language sql stable set search_path = ''
 as $$
@@ -6261,35 +6310,49 @@ declare
   v_scopes pg_catalog.text[];
   v_old_ids pg_catalog.text[];
   v_old_scopes pg_catalog.text[];
+  v_ready pg_catalog.bool;
+  v_head pg_catalog.bytea;
+  v_inner pg_catalog.bytea;
+  v_outer pg_catalog.bytea;
+  v_payload pg_catalog.bytea;
 begin
-  if tg_table_schema <> 'meshaudit_protected' or tg_table_name <> all (%7$L::pg_catalog.name[]) then
+  if tg_table_schema <> 'meshaudit_protected' or tg_table_name <> all (%5$L::pg_catalog.name[]) then
     -- somebody who can name this function has put it on a table of his own
     raise exception 'the audit log takes entries only from meshaudit''s own functions' using errcode = 'MA003',
       hint = 'This function is for the protected table alone, by the name that it had then.';
   elsif tg_op = 'INSERT' then
-    select pg_catalog.array_agg(%1$s), pg_catalog.array_agg(%2$s) into v_ids, v_scopes from new_rows;
-    perform meshaudit_private.record_writes('create', v_ids, %5$L, v_scopes, %6$L);
+    select n.ids, n.scopes%6$s into v_ids, v_scopes%7$s
+      from (select pg_catalog.array_agg(%1$s) as ids, pg_catalog.array_agg(%2$s) as scopes from new_rows) n%8$s;
+    %9$s
   elsif tg_op = 'UPDATE' then
-    select pg_catalog.array_agg(%1$s), pg_catalog.array_agg(%2$s) into v_ids, v_scopes from new_rows;
-    select pg_catalog.array_agg(%3$s), pg_catalog.array_agg(%4$s) into v_old_ids, v_old_scopes from old_rows;
+    select n.ids, n.scopes, o.ids, o.scopes%6$s into v_ids, v_scopes, v_old_ids, v_old_scopes%7$s
+      from (select pg_catalog.array_agg(%1$s) as ids, pg_catalog.array_agg(%2$s) as scopes from new_rows) n,
+        (select pg_catalog.array_agg(%3$s) as ids, pg_catalog.array_agg(%4$s) as scopes from old_rows) o%8$s;
     if v_ids is distinct from v_old_ids or v_scopes is distinct from v_old_scopes then
       -- both, where the key or the scope has changed
       select pg_catalog.array_agg(u.id), pg_catalog.array_agg(u.scope) into v_ids, v_scopes from (
         select * from unnest(v_old_ids, v_old_scopes) union select * from unnest(v_ids, v_scopes)) u (id, scope);
     end if;
-    perform meshaudit_private.record_writes('update', v_ids, %5$L, v_scopes, %6$L);
+    %10$s
   elsif tg_op = 'DELETE' then
-    select pg_catalog.array_agg(%3$s), pg_catalog.array_agg(%4$s) into v_ids, v_scopes from old_rows;
-    perform meshaudit_private.record_writes('delete', v_ids, %5$L, v_scopes, %6$L);
+    select o.ids, o.scopes%6$s into v_ids, v_scopes%7$s
+      from (select pg_catalog.array_agg(%3$s) as ids, pg_catalog.array_agg(%4$s) as scopes from old_rows) o%8$s;
+    %11$s
   else
-    perform meshaudit_private.record_writes('delete', array['all rows (TRUNCATE)'], %5$L, array['*'], %6$L);
+    v_ids := array['all rows (TRUNCATE)'];
+    v_scopes := array['*'];
+    %11$s
   end if;
   return null;
 end
 $body$, meshaudit_private.id_expression(p.base, p.key_columns, 'new_rows.%1$I'), meshaudit_private.scope_expression(p.base, p.scope_column, 'new_rows.%1$I'),
       meshaudit_private.id_expression(p.base, p.key_columns, 'old_rows.%1$I'), meshaudit_private.scope_expression(p.base, p.scope_column, 'old_rows.%1$I'),
-      pg_catalog.format('%I.%I', p.schema_name, p.table_name), p.mode = 'journal',
-      array(select u ->> 'name' from pg_catalog.jsonb_array_elements(p.saved) u)))
+      array(select u ->> 'name' from pg_catalog.jsonb_array_elements(p.saved) u),
+      j.looks, j.variables, j.source,
+      meshaudit_private.recording_all(p, 'create'), meshaudit_private.recording_all(p, 'update'), meshaudit_private.recording_all(p, 'delete')))
+  from (values (true, ', meshaudit_private.journal_healthy(j.healthy_until, j.healthy_since) and meshaudit_private.is_plain_session(), j.message_head, j.inner_key, j.outer_key',
+      ', v_ready, v_head, v_inner, v_outer', ', meshaudit_private.journal j'), (false, '', '', '')) j (journal, looks, variables, source)
+  where j.journal = (p.mode = 'journal')
 $$;
 
 comment on function meshaudit_private.text_settings(oid, name[]) is 'SET clauses that make the text of those columns the same in every session; none where it is.';
@@ -6301,6 +6364,7 @@ comment on function meshaudit_private.look_functions(meshaudit_private.protectio
 comment on function meshaudit_private.look_function(meshaudit_private.protections) is 'The statement that makes the function which keeps readers of all data from the values.';
 comment on function meshaudit_private.id_expression(oid, name[], text) is 'The expression that names a row in the log.';
 comment on function meshaudit_private.key_condition(oid, text, text) is 'The condition that finds a row by its key.';
+comment on function meshaudit_private.is_short(oid, name) is 'Whether a column''s text is always short.';
 comment on function meshaudit_private.scope_expression(oid, name, text) is 'The expression for a row''s scope.';
 comment on function meshaudit_private.reveal_functions(meshaudit_private.protections) is 'Statements that make the functions which reveal.';
 comment on function meshaudit_private.writes_function(meshaudit_private.protections) is 'The statement that makes the function which records writes.';

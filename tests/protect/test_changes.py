@@ -95,6 +95,25 @@ def test_a_column_that_comes_later_is_not_shown(db: Db, owner: psycopg.Connectio
     assert owner.execute("select w, v from public.t where id = 3").fetchone() == ("new", "S3")
 
 
+def test_a_later_grant(db: Db, owner: psycopg.Connection[Any]) -> None:
+    """On the name alone it gives nothing. In one transaction with unprotect and protect it does."""
+    reader = db.connect(db.role("reader"))
+    grant = f"grant select on public.t to {reader.info.user}"
+    owner.execute(grant.encode())
+    with pytest.raises(pg.InsufficientPrivilege):
+        reader.execute("select v from public.t")
+    with owner.transaction():
+        owner.execute("select meshaudit.unprotect('public.t')")
+        owner.execute(grant.encode())
+        owner.execute("select meshaudit.protect('public.t', '{v}')")
+    assert reader.execute("select v from public.t where id = 1").fetchone() == ("S1",)
+    read = "select count(*) from meshaudit.audit_logs where db_user = %s and operation = 'read'"
+    assert db.su.execute(read, [reader.info.user]).fetchone() == (1,)
+    owner.execute(f"revoke select on public.t from {reader.info.user}".encode())
+    with pytest.raises(pg.InsufficientPrivilege):
+        reader.execute("select v from public.t")
+
+
 def test_a_dropped_table_is_forgotten(db: Db, owner: psycopg.Connection[Any]) -> None:
     oid = db.su.execute("select base::oid from meshaudit_private.protections").fetchone()
     owner.execute("drop table meshaudit_protected.t cascade")
