@@ -88,14 +88,15 @@ comment on function meshaudit_private.message(bytea, bytea, bytea, bytea) is
   'A message''s content: version and key, HMAC-SHA256 (RFC 2104), payload.';
 
 -- p_sealed: beyond it nobody but the sealer moves the slot. Who did, or made another slot of that name, has skipped
--- records. Left out where it may be of an older snapshot than the slot.
+-- records. Left out where it may be of an older snapshot than the slot. While a slot is being made it shows nothing that is written,
+-- and has no confirmed_flush_lsn.
 create function meshaudit_private.slot_works(p_slot text, p_sealed pg_lsn default null) returns boolean
 language sql stable set search_path = ''
 as $$
   select exists (
     select from pg_catalog.pg_replication_slots s
     where s.slot_name = p_slot and s.database = pg_catalog.current_database()
-      and s.restart_lsn is not null and s.wal_status is distinct from 'lost'
+      and s.restart_lsn is not null and s.confirmed_flush_lsn is not null and s.wal_status is distinct from 'lost'
       and (p_sealed is null or s.confirmed_flush_lsn <= p_sealed))
 $$;
 comment on function meshaudit_private.slot_works(text, pg_lsn) is 'Whether that slot is there and has lost nothing.';

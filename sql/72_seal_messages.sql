@@ -146,7 +146,8 @@ as $$
 $$;
 
 -- The entries that these records (no batches) ask for and the ledger lacks. Call it in a later snapshot than
--- open_messages(): what was over by then is visible now.
+-- open_messages(): what was over by then is visible now. Whatever is null, as the id of read_secret(null), or a role that
+-- somebody gave who can name this schema: a record that makes no entry would hold up all that come after it.
 create function meshaudit_private.missing_entries(
   p_lsns pg_lsn[], p_access_ids uuid[], p_fresh boolean[], p_statuses text[],
   p_records meshaudit_private.journal_record[], p_seen_from pg_lsn,
@@ -156,7 +157,7 @@ language sql volatile set search_path = ''
 as $$
   select
     pg_catalog.array_agg(row(
-      pg_catalog.nextval('meshaudit_private.ledger_id'), meshaudit_private.bounded(m.secret_id),
+      pg_catalog.nextval('meshaudit_private.ledger_id'), coalesce(meshaudit_private.bounded(m.secret_id), '<NULL>'),
       case m.operation when 'read' then 'read' else 'write' end, meshaudit_private.time_of(m.at), m.user_identity,
       m.ip_address, m.operation,
       case
@@ -164,8 +165,8 @@ as $$
         when m.lane is not null or m.status = 'aborted' then 'rolled_back'
         else m.outcome
       end,
-      m.secret_table, m.scope, m.identity_source, m.claimed_identity, m.db_user, m.db_role, m.application_name,
-      m.user_agent, m.request_id, m.access_id, -1, 0::pg_catalog.int8, ''::pg_catalog.bytea,
+      m.secret_table, coalesce(m.scope, ''), m.identity_source, m.claimed_identity, m.db_user, coalesce(m.db_role, '<NULL>'),
+      nullif(m.application_name, ''), m.user_agent, m.request_id, m.access_id, -1, 0::pg_catalog.int8, ''::pg_catalog.bytea,
       ''::pg_catalog.bytea)::meshaudit_private.ledger) filter (where not m.seen),
     pg_catalog.count(*) filter (where m.seen)
   from (

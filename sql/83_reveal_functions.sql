@@ -254,7 +254,7 @@ $body$, meshaudit_private.id_expression(p.base, p.key_columns, 'new_rows.%1$I'),
       j.looks, j.variables, j.source,
       meshaudit_private.recording_all(p, 'create'), meshaudit_private.recording_all(p, 'update'), meshaudit_private.recording_all(p, 'delete')))
   from (values (true, ', meshaudit_private.journal_healthy(j.healthy_until, j.healthy_since) and meshaudit_private.is_plain_session(), j.message_head, j.inner_key, j.outer_key',
-      ', v_ready, v_head, v_inner, v_outer', ', meshaudit_private.journal j'), (false, '', '', '')) j (journal, looks, variables, source)
+      ', v_ready, v_head, v_inner, v_outer', ' left join meshaudit_private.journal j on true'), (false, '', '', '')) j (journal, looks, variables, source)
   where j.journal = (p.mode = 'journal')
 $$;
 

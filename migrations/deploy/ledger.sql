@@ -334,7 +334,10 @@ create table meshaudit_private.journal (
   slot_name text,
   armed_at timestamptz,
   healthy_until timestamptz not null default '-infinity',
-  healthy_since timestamptz
+  healthy_since timestamptz,
+  -- who looks at healthy_until alone has a key then
+  check (case when armed then message_head is not null and inner_key is not null and outer_key is not null
+    else healthy_until = '-infinity' end)
 );
 
 comment on table meshaudit_private.journal is 'State of the journal: one row.';
@@ -1833,14 +1836,15 @@ comment on function meshaudit_private.message(bytea, bytea, bytea, bytea) is
   'A message''s content: version and key, HMAC-SHA256 (RFC 2104), payload.';
 
 -- p_sealed: beyond it nobody but the sealer moves the slot. Who did, or made another slot of that name, has skipped
--- records. Left out where it may be of an older snapshot than the slot.
+-- records. Left out where it may be of an older snapshot than the slot. While a slot is being made it shows nothing that is written,
+-- and has no confirmed_flush_lsn.
 create function meshaudit_private.slot_works(p_slot text, p_sealed pg_lsn default null) returns boolean
 language sql stable set search_path = ''
 as $$
   select exists (
     select from pg_catalog.pg_replication_slots s
     where s.slot_name = p_slot and s.database = pg_catalog.current_database()
-      and s.restart_lsn is not null and s.wal_status is distinct from 'lost'
+      and s.restart_lsn is not null and s.confirmed_flush_lsn is not null and s.wal_status is distinct from 'lost'
       and (p_sealed is null or s.confirmed_flush_lsn <= p_sealed))
 $$;
 comment on function meshaudit_private.slot_works(text, pg_lsn) is 'Whether that slot is there and has lost nothing.';
@@ -4310,7 +4314,8 @@ as $$
 $$;
 
 -- The entries that these records (no batches) ask for and the ledger lacks. Call it in a later snapshot than
--- open_messages(): what was over by then is visible now.
+-- open_messages(): what was over by then is visible now. Whatever is null, as the id of read_secret(null), or a role that
+-- somebody gave who can name this schema: a record that makes no entry would hold up all that come after it.
 create function meshaudit_private.missing_entries(
   p_lsns pg_lsn[], p_access_ids uuid[], p_fresh boolean[], p_statuses text[],
   p_records meshaudit_private.journal_record[], p_seen_from pg_lsn,
@@ -4320,7 +4325,7 @@ language sql volatile set search_path = ''
 as $$
   select
     pg_catalog.array_agg(row(
-      pg_catalog.nextval('meshaudit_private.ledger_id'), meshaudit_private.bounded(m.secret_id),
+      pg_catalog.nextval('meshaudit_private.ledger_id'), coalesce(meshaudit_private.bounded(m.secret_id), '<NULL>'),
       case m.operation when 'read' then 'read' else 'write' end, meshaudit_private.time_of(m.at), m.user_identity,
       m.ip_address, m.operation,
       case
@@ -4328,8 +4333,8 @@ as $$
         when m.lane is not null or m.status = 'aborted' then 'rolled_back'
         else m.outcome
       end,
-      m.secret_table, m.scope, m.identity_source, m.claimed_identity, m.db_user, m.db_role, m.application_name,
-      m.user_agent, m.request_id, m.access_id, -1, 0::pg_catalog.int8, ''::pg_catalog.bytea,
+      m.secret_table, coalesce(m.scope, ''), m.identity_source, m.claimed_identity, m.db_user, coalesce(m.db_role, '<NULL>'),
+      nullif(m.application_name, ''), m.user_agent, m.request_id, m.access_id, -1, 0::pg_catalog.int8, ''::pg_catalog.bytea,
       ''::pg_catalog.bytea)::meshaudit_private.ledger) filter (where not m.seen),
     pg_catalog.count(*) filter (where m.seen)
   from (
@@ -4708,6 +4713,15 @@ begin
   if (select p.sealed_lsn < p_lsn from meshaudit_private.journal_progress p) then
     raise exception 'the journal is not sealed yet' using errcode = 'MA002',
       hint = 'Run select meshaudit.seal() until it returns 0, then disarm again.';
+  end if;
+  -- ROLLBACK TO gives the lock up that begin_disarm() waits for. (Who is in the log of another server, whose data came here, is
+  -- neither open nor over.)
+  if p_lsn is not null and exists (
+    select from meshaudit_private.journal_pending p
+    where p.xid < pg_catalog.pg_snapshot_xmax(pg_catalog.pg_current_snapshot())
+      or exists (select from pg_catalog.pg_locks l where l.transactionid = p.xid::pg_catalog.xid)) then
+    raise exception 'transactions that used the journal are still open' using errcode = 'MA002',
+      hint = 'Try again when they have ended (pg_stat_activity and pg_prepared_xacts show them).';
   end if;
   if j.armed then
     update meshaudit_private.journal set
@@ -6281,7 +6295,7 @@ $body$, meshaudit_private.id_expression(p.base, p.key_columns, 'new_rows.%1$I'),
       j.looks, j.variables, j.source,
       meshaudit_private.recording_all(p, 'create'), meshaudit_private.recording_all(p, 'update'), meshaudit_private.recording_all(p, 'delete')))
   from (values (true, ', meshaudit_private.journal_healthy(j.healthy_until, j.healthy_since) and meshaudit_private.is_plain_session(), j.message_head, j.inner_key, j.outer_key',
-      ', v_ready, v_head, v_inner, v_outer', ', meshaudit_private.journal j'), (false, '', '', '')) j (journal, looks, variables, source)
+      ', v_ready, v_head, v_inner, v_outer', ' left join meshaudit_private.journal j on true'), (false, '', '', '')) j (journal, looks, variables, source)
   where j.journal = (p.mode = 'journal')
 $$;
 
