@@ -20,7 +20,10 @@ create table meshaudit_private.journal (
   slot_name text,
   armed_at timestamptz,
   healthy_until timestamptz not null default '-infinity',
-  healthy_since timestamptz
+  healthy_since timestamptz,
+  -- who looks at healthy_until alone has a key then
+  check (case when armed then message_head is not null and inner_key is not null and outer_key is not null
+    else healthy_until = '-infinity' end)
 );
 
 comment on table meshaudit_private.journal is 'State of the journal: one row.';

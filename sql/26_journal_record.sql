@@ -88,14 +88,15 @@ comment on function meshaudit_private.message(bytea, bytea, bytea, bytea) is
   'A message''s content: version and key, HMAC-SHA256 (RFC 2104), payload.';
 
 -- p_sealed: beyond it nobody but the sealer moves the slot. Who did, or made another slot of that name, has skipped
--- records. Left out where it may be of an older snapshot than the slot.
+-- records. Left out where it may be of an older snapshot than the slot. While a slot is being made it shows nothing that is written,
+-- and has no confirmed_flush_lsn.
 create function meshaudit_private.slot_works(p_slot text, p_sealed pg_lsn default null) returns boolean
 language sql stable set search_path = ''
 as $$
   select exists (
     select from pg_catalog.pg_replication_slots s
     where s.slot_name = p_slot and s.database = pg_catalog.current_database()
-      and s.restart_lsn is not null and s.wal_status is distinct from 'lost'
+      and s.restart_lsn is not null and s.confirmed_flush_lsn is not null and s.wal_status is distinct from 'lost'
       and (p_sealed is null or s.confirmed_flush_lsn <= p_sealed))
 $$;
 comment on function meshaudit_private.slot_works(text, pg_lsn) is 'Whether that slot is there and has lost nothing.';
@@ -240,7 +241,7 @@ begin
   select meshaudit_private.journal_healthy(j.healthy_until, j.healthy_since)
       or j.armed and meshaudit_private.slot_works(j.slot_name) into v_works
     from meshaudit_private.journal j;
-  if not v_works then
+  if v_works is not true then
     perform meshaudit_private.refuse('MA002', 'no access without a journal that works',
       'Setting require_journal is on: run select meshaudit.arm_journal() and keep meshaudit seal --follow running.');
   end if;

@@ -31,6 +31,9 @@ $$;
 
 -- The entries that these records (no batches) ask for and that are not among p_there; which accesses they are of, and
 -- whether any is a denial. And how many records were of accesses sealed before.
+--
+-- Whatever is null, as the id of read_secret(null), or a role that somebody gave who can name this schema, makes an entry: a
+-- record that made none would hold up all that come after it.
 create function meshaudit_private.missing_entries(
   p_access_ids uuid[], p_fresh boolean[], p_statuses text[], p_records meshaudit_private.journal_record[], p_there uuid[],
   p_seen_from pg_lsn
@@ -39,7 +42,7 @@ language sql stable
 begin atomic
   select
     pg_catalog.array_agg(row(
-      pg_catalog.nextval('meshaudit_private.ledger_id'), meshaudit_private.bounded(m.secret_id),
+      pg_catalog.nextval('meshaudit_private.ledger_id'), coalesce(meshaudit_private.bounded(m.secret_id), '<NULL>'),
       case m.operation when 'read' then 'read' else 'write' end, meshaudit_private.time_of(m.at), m.user_identity,
       m.ip_address, m.operation,
       case
@@ -47,7 +50,7 @@ begin atomic
         when m.lane is not null or m.status = 'aborted' then 'rolled_back'
         else m.outcome
       end,
-      m.secret_table, m.scope, m.identity_source, m.claimed_identity, m.db_user, m.db_role,
+      m.secret_table, coalesce(m.scope, ''), m.identity_source, m.claimed_identity, m.db_user, coalesce(m.db_role, '<NULL>'),
       nullif(m.application_name, ''), m.user_agent, m.request_id, m.access_id, -1, 0::pg_catalog.int8, ''::pg_catalog.bytea,
       ''::pg_catalog.bytea)::meshaudit_private.ledger) filter (where not m.seen),
     pg_catalog.array_agg(m.access_id) filter (where not m.seen),

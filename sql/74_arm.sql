@@ -146,6 +146,15 @@ begin
     raise exception 'the journal is not sealed yet' using errcode = 'MA002',
       hint = 'Run select meshaudit.seal() until it returns 0, then disarm again.';
   end if;
+  -- ROLLBACK TO gives the lock up that begin_disarm() waits for. (Who is in the log of another server, whose data came here, is
+  -- neither open nor over.)
+  if p_lsn is not null and exists (
+    select from meshaudit_private.journal_pending p
+    where p.xid < pg_catalog.pg_snapshot_xmax(pg_catalog.pg_current_snapshot())
+      or exists (select from pg_catalog.pg_locks l where l.transactionid = p.xid::pg_catalog.xid)) then
+    raise exception 'transactions that used the journal are still open' using errcode = 'MA002',
+      hint = 'Try again when they have ended (pg_stat_activity and pg_prepared_xacts show them).';
+  end if;
   if j.armed then
     update meshaudit_private.journal set
       armed = false, key_id = null, message_head = null, inner_key = null, outer_key = null, healthy_until = '-infinity'

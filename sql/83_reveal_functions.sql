@@ -5,7 +5,7 @@
 create function meshaudit_private.text_settings(p_base oid, p_columns name[]) returns text
 language sql stable set search_path = ''
 as $$
-  select case when pg_catalog.bool_and(a.atttypid = any (array['uuid', 'int2', 'int4', 'int8', 'text', 'varchar', 'bpchar', 'bool']::pg_catalog.regtype[]))
+  select case when pg_catalog.bool_and(a.atttypid = any (array['pg_catalog.uuid', 'pg_catalog.int2', 'pg_catalog.int4', 'pg_catalog.int8', 'pg_catalog.text', 'pg_catalog.varchar', 'pg_catalog.bpchar', 'pg_catalog.bool']::pg_catalog.regtype[]))
     then '' else $s$ set datestyle = 'ISO, YMD' set timezone = 'UTC' set intervalstyle = 'postgres' set extra_float_digits = 1 set bytea_output = 'hex'$s$ end
   from pg_catalog.pg_attribute a where a.attrelid = p_base and a.attname = any (p_columns)
 $$;
@@ -25,7 +25,7 @@ $$;
 create function meshaudit_private.is_short(p_base oid, p_column name) returns boolean
 language sql stable set search_path = ''
 as $$
-  select a.atttypid = any (array['uuid', 'int2', 'int4', 'int8', 'bool']::pg_catalog.regtype[])
+  select a.atttypid = any (array['pg_catalog.uuid', 'pg_catalog.int2', 'pg_catalog.int4', 'pg_catalog.int8', 'pg_catalog.bool']::pg_catalog.regtype[])
   from pg_catalog.pg_attribute a where a.attrelid = p_base and a.attname = p_column
 $$;
 
@@ -254,7 +254,7 @@ $body$, meshaudit_private.id_expression(p.base, p.key_columns, 'new_rows.%1$I'),
       j.looks, j.variables, j.source,
       meshaudit_private.recording_all(p, 'create'), meshaudit_private.recording_all(p, 'update'), meshaudit_private.recording_all(p, 'delete')))
   from (values (true, ', meshaudit_private.journal_healthy(j.healthy_until, j.healthy_since) and meshaudit_private.is_plain_session(), j.message_head, j.inner_key, j.outer_key',
-      ', v_ready, v_head, v_inner, v_outer', ', meshaudit_private.journal j'), (false, '', '', '')) j (journal, looks, variables, source)
+      ', v_ready, v_head, v_inner, v_outer', ' left join meshaudit_private.journal j on true'), (false, '', '', '')) j (journal, looks, variables, source)
   where j.journal = (p.mode = 'journal')
 $$;
 

@@ -277,6 +277,48 @@ def test_unknown_ids_in_bulk(plain: Journal) -> None:
     assert [e.secret_id for e in told if e.outcome == "granted"] == [str(plain.secret)]
 
 
+@pytest.mark.parametrize("begin", ["begin", "begin read only"])
+def test_the_id_that_is_none(plain: Journal, begin: str) -> None:
+    """What makes no entry would hold up all that come after it."""
+    client = plain.client()
+    client.execute(begin.encode())
+    with pytest.raises(psycopg.Error, match="no such secret: <NULL>"):
+        client.execute("select meshaudit.read_secret(null)")
+    client.execute("rollback")
+    client.execute("begin read only")
+    one(client, READ, plain.secret)
+    client.execute("commit")
+    assert plain.seal() == 2
+    assert plain.told() == [Told("read", "denied", "<NULL>"), Told("read", "granted", str(plain.secret))]
+
+
+def test_the_role_that_is_none(plain: Journal) -> None:
+    """Who can name the inner schema can give it, and make the sealer stop for it no more than anybody."""
+    reader = plain.db.connect(plain.db.role("reader", "meshaudit_client", "pg_read_all_data"))
+    reader.execute("begin read only")
+    one(reader, "select meshaudit_private.read_secret(%s, null)", plain.secret)
+    reader.execute("commit")
+    assert plain.seal() == 1
+    entry = plain.entry()
+    assert (entry["db_user"], entry["db_role"], entry["outcome"]) == (reader.info.user, "<NULL>", "granted")
+
+
+def test_an_application_without_a_name(plain: Journal) -> None:
+    """By whatever way its accesses come to the log, its name is null."""
+    client = plain.client()
+    client.execute("set application_name = ''")
+    one(client, READ, plain.secret)
+    for actor in ("", "somebody"):
+        client.execute("select set_config('meshaudit.actor', %s, false)", [actor])
+        client.execute("begin read only")
+        one(client, READ, plain.secret)
+        client.execute(READ_MANY, [[plain.secret]])
+        client.execute("commit")
+    assert plain.seal() == 4
+    names = "select application_name from meshaudit.audit_logs where id > %s"
+    assert plain.db.su.execute(names, [plain.start]).fetchall() == [(None,)] * 5
+
+
 def test_what_was_asked_for_is_bounded(plain: Journal) -> None:
     with pytest.raises(psycopg.Error, match="no such secret"):
         plain.client().execute("select meshaudit.read_secret_by_key(%s, %s)", ["ü" * 512, "ö" * 255])

@@ -334,7 +334,10 @@ create table meshaudit_private.journal (
   slot_name text,
   armed_at timestamptz,
   healthy_until timestamptz not null default '-infinity',
-  healthy_since timestamptz
+  healthy_since timestamptz,
+  -- who looks at healthy_until alone has a key then
+  check (case when armed then message_head is not null and inner_key is not null and outer_key is not null
+    else healthy_until = '-infinity' end)
 );
 
 comment on table meshaudit_private.journal is 'State of the journal: one row.';
@@ -1838,14 +1841,15 @@ comment on function meshaudit_private.message(bytea, bytea, bytea, bytea) is
   'A message''s content: version and key, HMAC-SHA256 (RFC 2104), payload.';
 
 -- p_sealed: beyond it nobody but the sealer moves the slot. Who did, or made another slot of that name, has skipped
--- records. Left out where it may be of an older snapshot than the slot.
+-- records. Left out where it may be of an older snapshot than the slot. While a slot is being made it shows nothing that is written,
+-- and has no confirmed_flush_lsn.
 create function meshaudit_private.slot_works(p_slot text, p_sealed pg_lsn default null) returns boolean
 language sql stable set search_path = ''
 as $$
   select exists (
     select from pg_catalog.pg_replication_slots s
     where s.slot_name = p_slot and s.database = pg_catalog.current_database()
-      and s.restart_lsn is not null and s.wal_status is distinct from 'lost'
+      and s.restart_lsn is not null and s.confirmed_flush_lsn is not null and s.wal_status is distinct from 'lost'
       and (p_sealed is null or s.confirmed_flush_lsn <= p_sealed))
 $$;
 comment on function meshaudit_private.slot_works(text, pg_lsn) is 'Whether that slot is there and has lost nothing.';
@@ -1990,7 +1994,7 @@ begin
   select meshaudit_private.journal_healthy(j.healthy_until, j.healthy_since)
       or j.armed and meshaudit_private.slot_works(j.slot_name) into v_works
     from meshaudit_private.journal j;
-  if not v_works then
+  if v_works is not true then
     perform meshaudit_private.refuse('MA002', 'no access without a journal that works',
       'Setting require_journal is on: run select meshaudit.arm_journal() and keep meshaudit seal --follow running.');
   end if;
@@ -4346,6 +4350,9 @@ $$;
 
 -- The entries that these records (no batches) ask for and that are not among p_there; which accesses they are of, and
 -- whether any is a denial. And how many records were of accesses sealed before.
+--
+-- Whatever is null, as the id of read_secret(null), or a role that somebody gave who can name this schema, makes an entry: a
+-- record that made none would hold up all that come after it.
 create function meshaudit_private.missing_entries(
   p_access_ids uuid[], p_fresh boolean[], p_statuses text[], p_records meshaudit_private.journal_record[], p_there uuid[],
   p_seen_from pg_lsn
@@ -4354,7 +4361,7 @@ language sql stable
 begin atomic
   select
     pg_catalog.array_agg(row(
-      pg_catalog.nextval('meshaudit_private.ledger_id'), meshaudit_private.bounded(m.secret_id),
+      pg_catalog.nextval('meshaudit_private.ledger_id'), coalesce(meshaudit_private.bounded(m.secret_id), '<NULL>'),
       case m.operation when 'read' then 'read' else 'write' end, meshaudit_private.time_of(m.at), m.user_identity,
       m.ip_address, m.operation,
       case
@@ -4362,7 +4369,7 @@ begin atomic
         when m.lane is not null or m.status = 'aborted' then 'rolled_back'
         else m.outcome
       end,
-      m.secret_table, m.scope, m.identity_source, m.claimed_identity, m.db_user, m.db_role,
+      m.secret_table, coalesce(m.scope, ''), m.identity_source, m.claimed_identity, m.db_user, coalesce(m.db_role, '<NULL>'),
       nullif(m.application_name, ''), m.user_agent, m.request_id, m.access_id, -1, 0::pg_catalog.int8, ''::pg_catalog.bytea,
       ''::pg_catalog.bytea)::meshaudit_private.ledger) filter (where not m.seen),
     pg_catalog.array_agg(m.access_id) filter (where not m.seen),
@@ -4763,6 +4770,15 @@ begin
   if (select p.sealed_lsn < p_lsn from meshaudit_private.journal_progress p) then
     raise exception 'the journal is not sealed yet' using errcode = 'MA002',
       hint = 'Run select meshaudit.seal() until it returns 0, then disarm again.';
+  end if;
+  -- ROLLBACK TO gives the lock up that begin_disarm() waits for. (Who is in the log of another server, whose data came here, is
+  -- neither open nor over.)
+  if p_lsn is not null and exists (
+    select from meshaudit_private.journal_pending p
+    where p.xid < pg_catalog.pg_snapshot_xmax(pg_catalog.pg_current_snapshot())
+      or exists (select from pg_catalog.pg_locks l where l.transactionid = p.xid::pg_catalog.xid)) then
+    raise exception 'transactions that used the journal are still open' using errcode = 'MA002',
+      hint = 'Try again when they have ended (pg_stat_activity and pg_prepared_xacts show them).';
   end if;
   if j.armed then
     update meshaudit_private.journal set
@@ -6102,7 +6118,7 @@ comment on function meshaudit_private.check_dependents(oid, text, text[]) is 'Ra
 create function meshaudit_private.text_settings(p_base oid, p_columns name[]) returns text
 language sql stable set search_path = ''
 as $$
-  select case when pg_catalog.bool_and(a.atttypid = any (array['uuid', 'int2', 'int4', 'int8', 'text', 'varchar', 'bpchar', 'bool']::pg_catalog.regtype[]))
+  select case when pg_catalog.bool_and(a.atttypid = any (array['pg_catalog.uuid', 'pg_catalog.int2', 'pg_catalog.int4', 'pg_catalog.int8', 'pg_catalog.text', 'pg_catalog.varchar', 'pg_catalog.bpchar', 'pg_catalog.bool']::pg_catalog.regtype[]))
     then '' else $s$ set datestyle = 'ISO, YMD' set timezone = 'UTC' set intervalstyle = 'postgres' set extra_float_digits = 1 set bytea_output = 'hex'$s$ end
   from pg_catalog.pg_attribute a where a.attrelid = p_base and a.attname = any (p_columns)
 $$;
@@ -6122,7 +6138,7 @@ $$;
 create function meshaudit_private.is_short(p_base oid, p_column name) returns boolean
 language sql stable set search_path = ''
 as $$
-  select a.atttypid = any (array['uuid', 'int2', 'int4', 'int8', 'bool']::pg_catalog.regtype[])
+  select a.atttypid = any (array['pg_catalog.uuid', 'pg_catalog.int2', 'pg_catalog.int4', 'pg_catalog.int8', 'pg_catalog.bool']::pg_catalog.regtype[])
   from pg_catalog.pg_attribute a where a.attrelid = p_base and a.attname = p_column
 $$;
 
@@ -6351,7 +6367,7 @@ $body$, meshaudit_private.id_expression(p.base, p.key_columns, 'new_rows.%1$I'),
       j.looks, j.variables, j.source,
       meshaudit_private.recording_all(p, 'create'), meshaudit_private.recording_all(p, 'update'), meshaudit_private.recording_all(p, 'delete')))
   from (values (true, ', meshaudit_private.journal_healthy(j.healthy_until, j.healthy_since) and meshaudit_private.is_plain_session(), j.message_head, j.inner_key, j.outer_key',
-      ', v_ready, v_head, v_inner, v_outer', ', meshaudit_private.journal j'), (false, '', '', '')) j (journal, looks, variables, source)
+      ', v_ready, v_head, v_inner, v_outer', ' left join meshaudit_private.journal j on true'), (false, '', '', '')) j (journal, looks, variables, source)
   where j.journal = (p.mode = 'journal')
 $$;
 

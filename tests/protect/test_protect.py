@@ -168,6 +168,25 @@ def test_journal_mode(app: App) -> None:
     app.db.su.execute("select meshaudit.disarm_journal()")
 
 
+def test_no_write_without_a_state_of_the_journal(app: App) -> None:
+    """A dump of the schema alone has none."""
+    app.db.su.execute("select meshaudit.arm_journal()")
+    app.protect(mode="journal")
+    app.db.su.execute("create table public.kept as select * from meshaudit_private.journal")
+    app.db.su.execute("delete from meshaudit_private.journal")
+    for query in (
+        "select value from secrets",
+        "insert into secrets (project_id, key, value) values (1, 'j', 'v')",
+        "insert into secrets (project_id, key, value) values (1, 'j', 'v'), (1, 'k', 'v')",
+        "update secrets set value = 'w'",
+        "delete from secrets",
+    ):
+        with pytest.raises(psycopg.Error) as caught:
+            app.conn.execute(query.encode())
+        assert caught.value.sqlstate == "MA002", query
+    app.db.su.execute("insert into meshaudit_private.journal select * from public.kept")
+
+
 def test_concurrent_claims_are_not_granted_twice(protected: App) -> None:
     other = protected.db.connect(protected.user)
     other.execute("set app.who = 'ann'")
