@@ -191,23 +191,6 @@ def test_whatever_a_session_says_of_itself_is_read_back(journal: Journal) -> Non
     assert journal.outcomes() == ["granted"] * len(HARD)
 
 
-def test_an_application_without_a_name(journal: Journal) -> None:
-    """Empty in the record, nothing in the entry."""
-    payload = read_only_record(journal)
-    journal.seal()
-    fields = payload.split(b",")
-    fields[17] = b'""'
-    at, lsn, upto = journal.db.su.execute(
-        "select (sealed_lsn + 1)::text, (sealed_lsn + 100)::text, (sealed_lsn + 200)::text"
-        " from meshaudit_private.journal_progress"
-    ).fetchall()[0]
-    assert seal_messages(journal, lsn, signed(journal, written(b",".join(fields), at)), upto) == 1
-    entry = journal.entry()
-    assert entry["application_name"] is None
-    assert entry["outcome"] == "granted"
-    assert journal.told()
-
-
 def test_more_than_a_run_holds_at_once(journal: Journal) -> None:
     """64 MB of messages: the others wait for the next run."""
     stranger = journal.db.connect(journal.db.role("stranger"))
