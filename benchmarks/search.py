@@ -55,6 +55,8 @@ def load(server: Server, rows: int) -> None:
             thread.join()
         conn.execute((HERE / "search_attach.sql").read_bytes())
         conn.execute("vacuum analyze")
+        # else what was loaded is written back during the searches, and their commits wait behind it
+        conn.execute("checkpoint")
         for role, scope in ((ALL, "*"), (ONE, SCOPE)):
             conn.execute(f"create role {role} login".encode())
             conn.execute("select meshaudit.grant_auditor(%s, %s)", [role, scope])
