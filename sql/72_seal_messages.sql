@@ -12,7 +12,7 @@
 -- other. The settings keep the plan to that, whatever the statistics say.
 create function meshaudit_private.entries_of(p_records meshaudit_private.journal_record[]) returns uuid[]
 language plpgsql volatile
-set search_path = '' set enable_hashjoin = off set enable_mergejoin = off set enable_seqscan = off set enable_bitmapscan = off
+set search_path = '' set enable_hashjoin = off set enable_mergejoin = off set enable_seqscan = off set enable_bitmapscan = off set jit = off
 as $$
 begin
   return array(
@@ -72,7 +72,7 @@ end;
 -- Seals messages, and what was pending; everything before p_upto is then done. Returns the number of entries made.
 create function meshaudit_private.seal_messages(p_lsns pg_lsn[], p_contents bytea[], p_upto pg_lsn, p_caught_up boolean)
 returns bigint
-language plpgsql volatile security definer set search_path = '' set work_mem = '128MB'
+language plpgsql volatile security definer set search_path = '' set work_mem = '128MB' set jit = off
 as $$
 declare
   v_sealed constant pg_catalog.pg_lsn := (select p.sealed_lsn from meshaudit_private.journal_progress p);

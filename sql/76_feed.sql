@@ -56,7 +56,7 @@ create function meshaudit_private.copy_to_feed(
   p_lanes int[], p_after bigint[], p_upto bigint[], p_last_id bigint, p_since timestamptz, p_before timestamptz
 ) returns bigint
 language plpgsql volatile
-set search_path = '' set enable_hashjoin = off set enable_mergejoin = off set enable_seqscan = off set enable_bitmapscan = off
+set search_path = '' set enable_hashjoin = off set enable_mergejoin = off set enable_seqscan = off set enable_bitmapscan = off set jit = off
 as $$
 declare
   v_rows pg_catalog.int8;

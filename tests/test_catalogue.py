@@ -42,6 +42,18 @@ def test_no_function_depends_on_the_callers_search_path(any_db: Db) -> None:
     )
 
 
+def test_who_forbids_plans_forbids_compiling(db: Db) -> None:
+    """Before 18 a forbidden plan that is taken all the same counts as so costly that it is compiled: 300 ms for a page."""
+    forbidding = "exists (select from unnest(p.proconfig) c where c ~ '^enable_.*=off$')"
+    found = db.su.execute(f"select count(*) from pg_proc p where {forbidding}".encode()).fetchone()
+    assert found is not None
+    assert found[0] >= 3
+    empty(
+        db,
+        f"select p.oid::regprocedure from pg_proc p where {forbidding} and not 'jit=off' = any (p.proconfig)",
+    )
+
+
 def test_everything_belongs_to_the_owner(any_db: Db) -> None:
     empty(
         any_db,

@@ -2867,8 +2867,9 @@ create function meshaudit_private.search(
 ) returns setof meshaudit.audit_logs
 -- What the policy leaves of rows cannot be estimated, nor anything of a partition that nobody has analyzed yet: without
 -- this, reading all that match, or all there is, and sorting it looks cheaper than stopping after a page.
+-- (Before 18 what is off counts as costly, and costly plans are compiled first, which takes a hundred times as long as a page.)
 -- And no plan shows its token to the client.
-language plpgsql volatile security invoker set search_path = '' set enable_bitmapscan = off set enable_seqscan = off set debug_print_plan = off
+language plpgsql volatile security invoker set search_path = '' set enable_bitmapscan = off set enable_seqscan = off set jit = off set debug_print_plan = off
 as $$
 declare
   v_time pg_catalog.timestamptz;
@@ -4331,7 +4332,7 @@ comment on function meshaudit_private.open_batches(uuid[], boolean[], text[], me
 -- other. The settings keep the plan to that, whatever the statistics say.
 create function meshaudit_private.entries_of(p_records meshaudit_private.journal_record[]) returns uuid[]
 language plpgsql volatile
-set search_path = '' set enable_hashjoin = off set enable_mergejoin = off set enable_seqscan = off set enable_bitmapscan = off
+set search_path = '' set enable_hashjoin = off set enable_mergejoin = off set enable_seqscan = off set enable_bitmapscan = off set jit = off
 as $$
 begin
   return array(
@@ -4391,7 +4392,7 @@ end;
 -- Seals messages, and what was pending; everything before p_upto is then done. Returns the number of entries made.
 create function meshaudit_private.seal_messages(p_lsns pg_lsn[], p_contents bytea[], p_upto pg_lsn, p_caught_up boolean)
 returns bigint
-language plpgsql volatile security definer set search_path = '' set work_mem = '128MB'
+language plpgsql volatile security definer set search_path = '' set work_mem = '128MB' set jit = off
 as $$
 declare
   v_sealed constant pg_catalog.pg_lsn := (select p.sealed_lsn from meshaudit_private.journal_progress p);
@@ -4960,7 +4961,7 @@ create function meshaudit_private.copy_to_feed(
   p_lanes int[], p_after bigint[], p_upto bigint[], p_last_id bigint, p_since timestamptz, p_before timestamptz
 ) returns bigint
 language plpgsql volatile
-set search_path = '' set enable_hashjoin = off set enable_mergejoin = off set enable_seqscan = off set enable_bitmapscan = off
+set search_path = '' set enable_hashjoin = off set enable_mergejoin = off set enable_seqscan = off set enable_bitmapscan = off set jit = off
 as $$
 declare
   v_rows pg_catalog.int8;
