@@ -55,11 +55,16 @@ $$;
 
 -- The first of the names that an identity has: SERIALIZABLE transactions make one an entry, and what counts must not be
 -- misled by that. Looks no further than the first, however many there are.
+create function meshaudit_private.first_pseudonym(p_pseudonym text) returns text
+language sql stable
+return coalesce((
+  select (select o.pseudonym from meshaudit_private.identities o where o.identity = i.identity order by o.made_at limit 1)
+  from meshaudit_private.identities i where i.pseudonym = p_pseudonym), p_pseudonym);
+
+-- Without a subquery it is inlined: other names, which most are, cost no call.
 create function meshaudit_private.first_name(p_name text) returns text
 language sql stable
-return case when pg_catalog.starts_with(p_name, 'erasable:') then coalesce((
-  select (select o.pseudonym from meshaudit_private.identities o where o.identity = i.identity order by o.made_at limit 1)
-  from meshaudit_private.identities i where i.pseudonym = p_name), p_name) else p_name end;
+return case when pg_catalog.starts_with(p_name, 'erasable:') then meshaudit_private.first_pseudonym(p_name) else p_name end;
 
 -- All that an identity is called in the log.
 create function meshaudit_private.names_of(p_identity text) returns text[]
@@ -96,6 +101,7 @@ comment on function meshaudit_private.erasable() is 'Setting erasable_identities
 comment on function meshaudit_private.note_erasable() is 'Keeps erasable() true to the setting.';
 comment on function meshaudit_private.pseudonym(bytea, text) is 'The pseudonym that a salt and an identity make.';
 comment on function meshaudit_private.pseudonym_of(text) is 'An identity''s pseudonym, made if there is none; waits for nobody.';
+comment on function meshaudit_private.first_pseudonym(text) is 'The first pseudonym of the identity that a pseudonym stands for.';
 comment on function meshaudit_private.first_name(text) is 'Of a pseudonym, the first that its identity had; of another name, itself.';
 comment on function meshaudit_private.names_of(text) is 'An identity and its pseudonyms.';
 comment on function meshaudit_private.pseudonymous(meshaudit_private.ledger[]) is 'Entries with pseudonyms instead of identities.';

@@ -66,8 +66,7 @@ begin
     select r.rule, f.identity_source, n.who, meshaudit_private.window_of(r.period / 6, f."timestamp"),
       case when min(f.scope) = max(f.scope) then min(f.scope) else '*' end, pg_catalog.count(*)
     from meshaudit.audit_feed f
-    cross join lateral (select case when pg_catalog.starts_with(f.user_identity, 'erasable:')
-      then meshaudit_private.first_name(f.user_identity) else f.user_identity end) n (who)
+    cross join lateral (select meshaudit_private.first_name(f.user_identity)) n (who)
     join meshaudit_private.alert_rules r on r.enabled and r.rule in ('reads', 'denials') and case r.rule
       when 'reads' then f.operation = 'read' and f.outcome <> 'denied'
       when 'denials' then f.outcome = 'denied' else false end
@@ -85,8 +84,7 @@ begin
         max(f."timestamp") as last_at, max(f.id) as last_id, pg_catalog.count(*) as count,
         case when min(f.ip_address) = max(f.ip_address) then min(f.ip_address) end as ip_address
       from meshaudit.audit_feed f
-      cross join lateral (select case when pg_catalog.starts_with(f.user_identity, 'erasable:')
-      then meshaudit_private.first_name(f.user_identity) else f.user_identity end) w (who)
+      cross join lateral (select meshaudit_private.first_name(f.user_identity)) w (who)
       join meshaudit_private.alert_rules r on r.enabled and r.rule in ('reads', 'denials') and case r.rule
         when 'reads' then f.operation = 'read' and f.outcome <> 'denied'
         when 'denials' then f.outcome = 'denied' else false end
@@ -117,8 +115,7 @@ begin
       r.rule, r.severity, r.period, r.enabled_at + r.learns as since, w.what, w.told, f.identity_source, v.who as user_identity,
       f.scope, f.id, f.secret_id, f.secret_table, f.ip_address, f."timestamp"
     from meshaudit.audit_feed f
-    cross join lateral (select case when pg_catalog.starts_with(f.user_identity, 'erasable:')
-      then meshaudit_private.first_name(f.user_identity) else f.user_identity end) v (who)
+    cross join lateral (select meshaudit_private.first_name(f.user_identity)) v (who)
     join meshaudit_private.alert_rules r on r.enabled and r.rule in ('new_secret', 'new_network'),
     lateral (
       select pg_catalog.sha256(pg_catalog.convert_to(f.secret_table || ' ' || f.secret_id, 'UTF8')), 'a first access to this secret'

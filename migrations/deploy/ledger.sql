@@ -1192,11 +1192,16 @@ $$;
 
 -- The first of the names that an identity has: SERIALIZABLE transactions make one an entry, and what counts must not be
 -- misled by that. Looks no further than the first, however many there are.
+create function meshaudit_private.first_pseudonym(p_pseudonym text) returns text
+language sql stable
+return coalesce((
+  select (select o.pseudonym from meshaudit_private.identities o where o.identity = i.identity order by o.made_at limit 1)
+  from meshaudit_private.identities i where i.pseudonym = p_pseudonym), p_pseudonym);
+
+-- Without a subquery it is inlined: other names, which most are, cost no call.
 create function meshaudit_private.first_name(p_name text) returns text
 language sql stable
-return case when pg_catalog.starts_with(p_name, 'erasable:') then coalesce((
-  select (select o.pseudonym from meshaudit_private.identities o where o.identity = i.identity order by o.made_at limit 1)
-  from meshaudit_private.identities i where i.pseudonym = p_name), p_name) else p_name end;
+return case when pg_catalog.starts_with(p_name, 'erasable:') then meshaudit_private.first_pseudonym(p_name) else p_name end;
 
 -- All that an identity is called in the log.
 create function meshaudit_private.names_of(p_identity text) returns text[]
@@ -1233,6 +1238,7 @@ comment on function meshaudit_private.erasable() is 'Setting erasable_identities
 comment on function meshaudit_private.note_erasable() is 'Keeps erasable() true to the setting.';
 comment on function meshaudit_private.pseudonym(bytea, text) is 'The pseudonym that a salt and an identity make.';
 comment on function meshaudit_private.pseudonym_of(text) is 'An identity''s pseudonym, made if there is none; waits for nobody.';
+comment on function meshaudit_private.first_pseudonym(text) is 'The first pseudonym of the identity that a pseudonym stands for.';
 comment on function meshaudit_private.first_name(text) is 'Of a pseudonym, the first that its identity had; of another name, itself.';
 comment on function meshaudit_private.names_of(text) is 'An identity and its pseudonyms.';
 comment on function meshaudit_private.pseudonymous(meshaudit_private.ledger[]) is 'Entries with pseudonyms instead of identities.';
@@ -5188,8 +5194,7 @@ begin
     select r.rule, f.identity_source, n.who, meshaudit_private.window_of(r.period / 6, f."timestamp"),
       case when min(f.scope) = max(f.scope) then min(f.scope) else '*' end, pg_catalog.count(*)
     from meshaudit.audit_feed f
-    cross join lateral (select case when pg_catalog.starts_with(f.user_identity, 'erasable:')
-      then meshaudit_private.first_name(f.user_identity) else f.user_identity end) n (who)
+    cross join lateral (select meshaudit_private.first_name(f.user_identity)) n (who)
     join meshaudit_private.alert_rules r on r.enabled and r.rule in ('reads', 'denials') and case r.rule
       when 'reads' then f.operation = 'read' and f.outcome <> 'denied'
       when 'denials' then f.outcome = 'denied' else false end
@@ -5207,8 +5212,7 @@ begin
         max(f."timestamp") as last_at, max(f.id) as last_id, pg_catalog.count(*) as count,
         case when min(f.ip_address) = max(f.ip_address) then min(f.ip_address) end as ip_address
       from meshaudit.audit_feed f
-      cross join lateral (select case when pg_catalog.starts_with(f.user_identity, 'erasable:')
-      then meshaudit_private.first_name(f.user_identity) else f.user_identity end) w (who)
+      cross join lateral (select meshaudit_private.first_name(f.user_identity)) w (who)
       join meshaudit_private.alert_rules r on r.enabled and r.rule in ('reads', 'denials') and case r.rule
         when 'reads' then f.operation = 'read' and f.outcome <> 'denied'
         when 'denials' then f.outcome = 'denied' else false end
@@ -5239,8 +5243,7 @@ begin
       r.rule, r.severity, r.period, r.enabled_at + r.learns as since, w.what, w.told, f.identity_source, v.who as user_identity,
       f.scope, f.id, f.secret_id, f.secret_table, f.ip_address, f."timestamp"
     from meshaudit.audit_feed f
-    cross join lateral (select case when pg_catalog.starts_with(f.user_identity, 'erasable:')
-      then meshaudit_private.first_name(f.user_identity) else f.user_identity end) v (who)
+    cross join lateral (select meshaudit_private.first_name(f.user_identity)) v (who)
     join meshaudit_private.alert_rules r on r.enabled and r.rule in ('new_secret', 'new_network'),
     lateral (
       select pg_catalog.sha256(pg_catalog.convert_to(f.secret_table || ' ' || f.secret_id, 'UTF8')), 'a first access to this secret'
