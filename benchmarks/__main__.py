@@ -49,11 +49,11 @@ def pgbench(server: Server, function: str, clients: int, seconds: float) -> floa
 
 
 def run_script(server: Server, script: str, clients: int, seconds: float, user: str = "postgres") -> float:
-    """Transactions a second of a pgbench script."""
+    """Transactions a second of a pgbench script. Its variable i is each client's own, and -1 at first."""
     with tempfile.NamedTemporaryFile("w", suffix=".sql") as file:
         file.write(script)
         file.flush()
-        command = [client("pgbench"), "-n", "-M", "prepared", "-c", clients, "-j", min(clients, 2)]
+        command = [client("pgbench"), "-n", "-M", "prepared", "-c", clients, "-j", min(clients, 2), "-D", "i=-1"]
         command += ["-T", int(seconds), "-f", file.name, server.dsn("bench", user=user)]
         done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=True)
     found = re.search(r"tps = ([\d.]+)", done.stdout)
