@@ -21,6 +21,7 @@ create table meshaudit_private.journal (
   armed_at timestamptz,
   healthy_until timestamptz not null default '-infinity',
   healthy_since timestamptz,
+  healthy_lsn pg_lsn not null default '0/0',
   -- who looks at healthy_until alone has a key then
   check (case when armed then message_head is not null and inner_key is not null and outer_key is not null
     else healthy_until = '-infinity' end)
@@ -33,6 +34,7 @@ comment on column meshaudit_private.journal.message_head is 'What each message b
 comment on column meshaudit_private.journal.inner_key is 'HMAC-SHA256 key, padded and xored with 36; null when disarmed.';
 comment on column meshaudit_private.journal.outer_key is 'The same key xored with 5c.';
 comment on column meshaudit_private.journal.healthy_until is 'Until then the sealer has seen the slot at work; later, each access looks itself.';
+comment on column meshaudit_private.journal.healthy_lsn is 'Up to there, whatever is written keeps the slot well within max_slot_wal_keep_size.';
 comment on column meshaudit_private.journal.healthy_since is 'pg_postmaster_start_time() of the server where it saw that: a promoted standby has no slot.';
 
 -- Locked by whoever seals, arms or disarms, before anything else.

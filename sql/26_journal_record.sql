@@ -95,19 +95,47 @@ language sql stable set search_path = ''
 as $$
   select exists (
     select from pg_catalog.pg_replication_slots s
-    where s.slot_name = p_slot and s.database = pg_catalog.current_database()
+    where s.slot_name = p_slot and s.database = pg_catalog.current_database() and s.plugin = 'pgoutput' and not s.temporary
       and s.restart_lsn is not null and s.confirmed_flush_lsn is not null and s.wal_status is distinct from 'lost'
       and (p_sealed is null or s.confirmed_flush_lsn <= p_sealed))
 $$;
 comment on function meshaudit_private.slot_works(text, pg_lsn) is 'Whether that slot is there and has lost nothing.';
 
+-- Whether what is written now will be there for the sealer: a slot beyond max_slot_wal_keep_size can be lost at any moment,
+-- and everybody can make the log long.
+create function meshaudit_private.slot_keeps(p_slot text) returns boolean
+language sql volatile set search_path = ''
+as $$
+  select meshaudit_private.slot_works(p_slot) and exists (
+    select from pg_catalog.pg_replication_slots s
+    where s.slot_name = p_slot and (s.safe_wal_size is null or s.safe_wal_size > 0))
+$$;
+comment on function meshaudit_private.slot_keeps(text) is 'Whether that slot works and will not be lost before the sealer has read it.';
+
+-- Half of the way to where the slot can be lost: the other half is what may be written before the sealer comes.
+create function meshaudit_private.safe_lsn(p_slot text) returns pg_lsn
+language plpgsql volatile set search_path = ''
+as $$
+declare
+  -- before the slot is looked at: never too far
+  v_written constant pg_catalog.pg_lsn := pg_catalog.pg_current_wal_lsn();
+begin
+  return coalesce((
+    select case when s.safe_wal_size is null then 'FFFFFFFF/FFFFFFFF'::pg_catalog.pg_lsn
+      else v_written + pg_catalog.div(greatest(s.safe_wal_size, 0), 2) end
+    from pg_catalog.pg_replication_slots s where s.slot_name = p_slot and s.wal_status is distinct from 'lost'), '0/0');
+end
+$$;
+comment on function meshaudit_private.safe_lsn(text) is 'Up to where the log can grow without that slot coming near its loss.';
+
 -- Whether the sealer has lately seen an armed journal's slot at work, on this very server (a standby, and one that was promoted,
--- started at another time). An older snapshot may show a journal that has been disarmed since. If not: require_working() looks.
-create function meshaudit_private.journal_healthy(p_until timestamptz, p_since timestamptz) returns boolean
+-- started at another time), and not so much has been written since that the slot could be lost. An older snapshot may show a
+-- journal that has been disarmed since. If not: require_working() looks.
+create function meshaudit_private.journal_healthy(p_until timestamptz, p_since timestamptz, p_lsn pg_lsn) returns boolean
 language sql volatile
 return p_until > pg_catalog.clock_timestamp() and p_since = pg_catalog.pg_postmaster_start_time()
-  and pg_catalog.current_setting('transaction_isolation') = 'read committed';
-comment on function meshaudit_private.journal_healthy(timestamptz, timestamptz) is
+  and p_lsn > pg_catalog.pg_current_wal_insert_lsn() and pg_catalog.current_setting('transaction_isolation') = 'read committed';
+comment on function meshaudit_private.journal_healthy(timestamptz, timestamptz, pg_lsn) is
   'Whether the journal is armed, and need not be looked at.';
 
 -- Raises MA002 if the journal cannot be relied on.
@@ -122,6 +150,10 @@ begin
     perform meshaudit_private.refuse('MA002',
       pg_catalog.format('the journal''s slot "%s" is gone or has lost records', p_slot),
       'Run select meshaudit.arm_journal(): it records the gap and makes a new slot.');
+  elsif p_armed and not meshaudit_private.slot_keeps(p_slot) then
+    perform meshaudit_private.refuse('MA002',
+      pg_catalog.format('the journal''s slot "%s" may be lost at any moment: it keeps more than max_slot_wal_keep_size', p_slot),
+      'End the oldest open transaction, keep meshaudit seal --follow running, or raise max_slot_wal_keep_size.');
   end if;
 end
 $$;
@@ -177,7 +209,7 @@ declare
   c meshaudit_private.caller;
   v_payload pg_catalog.bytea;
 begin
-  select meshaudit_private.journal_healthy(j.healthy_until, j.healthy_since), j.armed, j.slot_name, j.message_head, j.inner_key,
+  select meshaudit_private.journal_healthy(j.healthy_until, j.healthy_since, j.healthy_lsn), j.armed, j.slot_name, j.message_head, j.inner_key,
       j.outer_key, j.flush and p_operation = 'read'
     into v_healthy, v_armed, v_slot, v_head, v_inner, v_outer, v_flush
     from meshaudit_private.journal j;
@@ -238,8 +270,8 @@ as $$
 declare
   v_works pg_catalog.bool;
 begin
-  select meshaudit_private.journal_healthy(j.healthy_until, j.healthy_since)
-      or j.armed and meshaudit_private.slot_works(j.slot_name) into v_works
+  select meshaudit_private.journal_healthy(j.healthy_until, j.healthy_since, j.healthy_lsn)
+      or j.armed and meshaudit_private.slot_keeps(j.slot_name) into v_works
     from meshaudit_private.journal j;
   if v_works is not true then
     perform meshaudit_private.refuse('MA002', 'no access without a journal that works',

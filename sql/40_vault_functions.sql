@@ -75,7 +75,7 @@ declare
   v_payload pg_catalog.bytea;
 begin
   if v_journal then
-    select s.scope, s.value, meshaudit_private.journal_healthy(j.healthy_until, j.healthy_since) and meshaudit_private.is_plain_session(),
+    select s.scope, s.value, meshaudit_private.journal_healthy(j.healthy_until, j.healthy_since, j.healthy_lsn) and meshaudit_private.is_plain_session(),
         j.message_head, j.inner_key, j.outer_key, j.flush
       into v_scope, v_value, v_ready, v_head, v_inner, v_outer, v_flush
       from meshaudit_private.secrets s, meshaudit_private.journal j where s.id = p_id;
@@ -119,7 +119,7 @@ declare
 begin
   perform meshaudit_private.check_name(p_key, p_scope);
   if v_journal then
-    select s.id, s.value, meshaudit_private.journal_healthy(j.healthy_until, j.healthy_since) and meshaudit_private.is_plain_session(),
+    select s.id, s.value, meshaudit_private.journal_healthy(j.healthy_until, j.healthy_since, j.healthy_lsn) and meshaudit_private.is_plain_session(),
         j.message_head, j.inner_key, j.outer_key, j.flush
       into v_id, v_value, v_ready, v_head, v_inner, v_outer, v_flush
       from meshaudit_private.secrets s, meshaudit_private.journal j

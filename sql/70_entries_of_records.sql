@@ -63,6 +63,40 @@ begin
 end
 $$;
 
+-- The same, whatever is in them: one that nothing takes as it is (an index, a constraint) is told of, with what can be told, and
+-- keeps no other out. It would come back in each run.
+create function meshaudit_private.append_surely(p_entries meshaudit_private.ledger[]) returns void
+language plpgsql volatile set search_path = ''
+as $$
+declare
+  e meshaudit_private.ledger;
+begin
+  begin
+    perform meshaudit_private.append_entries(p_entries);
+    return;
+  exception when data_exception or integrity_constraint_violation or program_limit_exceeded then
+    null;  -- one by one
+  end;
+  foreach e in array p_entries loop
+    begin
+      perform meshaudit_private.append_entries(array[e]);
+    exception when data_exception or integrity_constraint_violation or program_limit_exceeded then
+      e.secret_id := pg_catalog.concat('cannot be written as it is (', sqlstate, '): ', meshaudit_private.clean(e.secret_id, 64));
+      e.scope := case when pg_catalog.octet_length(e.scope) <= 255 then coalesce(meshaudit_private.clean(e.scope, 255), '') else '*' end;
+      e.secret_table := coalesce(meshaudit_private.clean(e.secret_table, 64), '');
+      e.user_identity := coalesce(meshaudit_private.clean(e.user_identity, 64), '');
+      e.claimed_identity := null;
+      e.db_user := coalesce(meshaudit_private.clean(e.db_user, 64), '');
+      e.db_role := coalesce(meshaudit_private.clean(e.db_role, 64), '');
+      e.application_name := null;
+      e.user_agent := null;
+      e.request_id := null;
+      perform meshaudit_private.append_entries(array[e]);
+    end;
+  end loop;
+end
+$$;
+
 -- Entries, each access once: the first of those with the same access_id, in order.
 create function meshaudit_private.each_once(p_entries meshaudit_private.ledger[]) returns meshaudit_private.ledger[]
 language sql stable set search_path = ''
@@ -76,4 +110,5 @@ $$;
 
 comment on function meshaudit_private.time_of(text) is 'The time that a record gives in hex.';
 comment on function meshaudit_private.append_entries(meshaudit_private.ledger[]) is 'Chains entries and adds them to the ledger.';
+comment on function meshaudit_private.append_surely(meshaudit_private.ledger[]) is 'append_entries(), and what cannot be written is told of instead.';
 comment on function meshaudit_private.each_once(meshaudit_private.ledger[]) is 'Entries less those of an access that another stands for.';

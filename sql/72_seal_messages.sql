@@ -90,6 +90,7 @@ declare
   v_replayed pg_catalog.int8;
   v_again pg_catalog.int8;
   v_denied pg_catalog.bool;
+  v_safe pg_catalog.pg_lsn;
   v_entries meshaudit_private.ledger[];
   v_once meshaudit_private.ledger[];
 begin
@@ -143,7 +144,7 @@ begin
   if p_caught_up then
     v_entries := v_entries || meshaudit_private.close_denials();
   end if;
-  perform meshaudit_private.append_entries(v_entries);
+  perform meshaudit_private.append_surely(v_entries);
 
   delete from meshaudit_private.journal_seen s
     where s.lsn < '0/0'::pg_catalog.pg_lsn + greatest(p_upto - '0/0'::pg_catalog.pg_lsn - 1073741824, 0);
@@ -151,13 +152,16 @@ begin
     sealed_lsn = greatest(sealed_lsn, p_upto), sealed_at = pg_catalog.clock_timestamp(),
     forged = forged + v_forged, garbage = garbage + v_garbage, replayed = replayed + v_replayed + v_again
     where singleton;
+  v_safe := meshaudit_private.safe_lsn((select j.slot_name from meshaudit_private.journal j));
   update meshaudit_private.journal set
     healthy_until = pg_catalog.clock_timestamp() + '10 seconds'::pg_catalog.interval,
-    healthy_since = pg_catalog.pg_postmaster_start_time()
+    healthy_since = pg_catalog.pg_postmaster_start_time(), healthy_lsn = v_safe
     where ctid = (  -- never waits for a set_setting() that is not committed
       select j.ctid from meshaudit_private.journal j
       where j.healthy_until < pg_catalog.clock_timestamp() + '6 seconds'::pg_catalog.interval
         or j.healthy_since is distinct from pg_catalog.pg_postmaster_start_time()
+        -- half of what it was good for is written
+        or j.healthy_lsn - pg_catalog.pg_current_wal_lsn() < (v_safe - pg_catalog.pg_current_wal_lsn()) / 2
       for update skip locked);
   return coalesce(pg_catalog.cardinality(v_entries), 0);
 end

@@ -57,7 +57,7 @@ begin
   update meshaudit_private.journal set
     armed = true, slot_name = p_slot, armed_at = pg_catalog.clock_timestamp(), key_id = k.key_id,
     message_head = '\x01'::pg_catalog.bytea || pg_catalog.int4send(k.key_id), inner_key = k.inner_key, outer_key = k.outer_key, healthy_until = pg_catalog.clock_timestamp() + '10 seconds'::pg_catalog.interval,
-    healthy_since = pg_catalog.pg_postmaster_start_time()
+    healthy_since = pg_catalog.pg_postmaster_start_time(), healthy_lsn = meshaudit_private.safe_lsn(p_slot)
     where singleton;
   update meshaudit_private.journal_progress set sealed_lsn = p_lsn, sealed_at = pg_catalog.clock_timestamp() where singleton;
   insert into meshaudit_private.ledger (secret_id, access_type, operation, outcome, secret_table, scope)

@@ -12,7 +12,7 @@ declare
   v_age pg_catalog.interval;
 begin
   -- the slot before how far the sealer is: it follows behind
-  select r.slot_name, r.wal_status, r.restart_lsn, r.confirmed_flush_lsn, r.database into s
+  select r.slot_name, r.wal_status, r.restart_lsn, r.confirmed_flush_lsn, r.database, r.safe_wal_size into s
     from pg_catalog.pg_replication_slots r
     where r.slot_name = (select k.slot_name from meshaudit_private.journal k);
   select * into j from meshaudit_private.journal;
@@ -45,8 +45,9 @@ begin
 
   v_kept := pg_catalog.pg_wal_lsn_diff(pg_catalog.pg_current_wal_flush_lsn(), s.restart_lsn);
   "check" := 'journal wal kept';
-  ok := coalesce(v_kept < 1073741824, false);
-  detail := pg_catalog.format('%s bytes kept for the slot (bound: 1 GB)', v_kept);
+  ok := coalesce(v_kept < 1073741824, false) and coalesce(s.safe_wal_size > v_kept, true);
+  detail := pg_catalog.format('%s bytes kept for the slot (bound: 1 GB)', v_kept)
+    || coalesce(pg_catalog.format('; %s more, and it may be lost (max_slot_wal_keep_size)', s.safe_wal_size), '');
   return next;
 
   "check" := 'journal records refused';

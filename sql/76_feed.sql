@@ -3,6 +3,13 @@
 -- What is new is found by lanes. A lane is locked until its transaction commits, and its seq has no gap: so the entries
 -- up to the lane's committed head are all there, and the next that come have higher numbers. No access takes part in it.
 
+-- A NOTIFY only says that it is worth looking: who follows looks by itself, too. Its queue is the whole cluster's, and
+-- anybody can fill it; then the COMMIT fails of whoever adds to it. (To ask how full it is also clears it of what all have read.)
+create function meshaudit_private.notify(p_channel text, p_payload text) returns void
+language sql volatile
+return case when pg_catalog.pg_notification_queue_usage() < 0.5 then pg_catalog.pg_notify(p_channel, p_payload) end;
+comment on function meshaudit_private.notify(text, text) is 'NOTIFY, unless others have filled its queue.';
+
 -- Writing by hand is refused, to everybody. The owner's functions run as it, while SET ROLE and a login show.
 create function meshaudit_private.guard_feed() returns trigger
 language plpgsql volatile set search_path = ''
@@ -164,7 +171,7 @@ begin
       failed_at = case when v_failure is not null then pg_catalog.clock_timestamp() end where singleton;
   end if;
   if v_last > s.last_id then
-    perform pg_catalog.pg_notify('meshaudit_feed', v_last::pg_catalog.text);
+    perform meshaudit_private.notify('meshaudit_feed', v_last::pg_catalog.text);
   end if;
   return v_last - s.last_id;
 end

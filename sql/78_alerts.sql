@@ -42,7 +42,7 @@ begin
     insert into meshaudit_private.alert_outbox (webhook_id, alert_id)
       select w.webhook_id, a.alert_id from meshaudit_private.webhooks w
       where 100000 > (select pg_catalog.count(*) from (select from meshaudit_private.alert_outbox limit 100000) o);
-    perform pg_catalog.pg_notify('meshaudit_alert', a.alert_id::pg_catalog.text);
+    perform meshaudit_private.notify('meshaudit_alert', a.alert_id::pg_catalog.text);
   end loop;
   if v_made > 0 then
     update meshaudit_private.alert_state set last_alert_id = v_last + v_made where singleton;

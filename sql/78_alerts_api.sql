@@ -36,7 +36,7 @@ begin
   update meshaudit_private.feed_state set last_id = s.last_id + meshaudit_private.raise_alerts(array[row(
     'test', 'info', pg_catalog.gen_random_uuid()::pg_catalog.text, v_now, '*', session_user::pg_catalog.text, 'database',
     'a test', v_now, 1, 1, null, null, null, null)::meshaudit_private.alert_hit], s.last_id) where singleton;
-  perform pg_catalog.pg_notify('meshaudit_feed', (s.last_id + 1)::pg_catalog.text);
+  perform meshaudit_private.notify('meshaudit_feed', (s.last_id + 1)::pg_catalog.text);
   return (select a.last_alert_id from meshaudit_private.alert_state a);
 end
 $$;

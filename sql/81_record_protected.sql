@@ -3,14 +3,17 @@
 -- A query may evaluate a view's column several times for one row, and a row may have several secret columns: the last row
 -- is remembered for the statement in a setting, as this mark. A MAC, since a session can set any setting: who brings back
 -- an old mark gets what that very statement has recorded already. The row's version is in it: a statement can last for
--- hours, and meet a value that others have changed meanwhile.
-create function meshaudit_private.reveal_mark(p_key bytea, p_secret_table text, p_secret_id text, p_xmin xid, p_ctid tid)
+-- hours, and meet a value that others have changed meanwhile. So is who calls: several statements that are sent as one have one time.
+create function meshaudit_private.reveal_mark(p_key bytea, p_secret_table text, p_secret_id text, p_xmin xid, p_ctid tid, p_role name)
 returns text
 language sql stable
 return pg_catalog.encode(pg_catalog.sha256(p_key || pg_catalog.timestamptz_send(pg_catalog.transaction_timestamp())
   || pg_catalog.timestamptz_send(pg_catalog.statement_timestamp()) || pg_catalog.int4send(pg_catalog.pg_backend_pid())
   || pg_catalog.xidsend(p_xmin) || pg_catalog.tidsend(p_ctid)
-  || pg_catalog.convert_to(p_secret_table || ' ' || p_secret_id, 'UTF8')), 'hex');
+  || pg_catalog.convert_to(pg_catalog.concat_ws(' ', p_secret_table, p_secret_id, p_role,
+    pg_catalog.octet_length(pg_catalog.current_setting('request.jwt.claims', true)),
+    pg_catalog.octet_length(pg_catalog.current_setting('request.headers', true)), pg_catalog.current_setting('request.jwt.claims', true),
+    pg_catalog.current_setting('request.headers', true), pg_catalog.current_setting('meshaudit.actor', true)), 'UTF8')), 'hex');
 
 -- Records the rows that a statement has written.
 create function meshaudit_private.record_writes(
@@ -71,7 +74,7 @@ comment on function meshaudit_private.recording(meshaudit_private.protections, t
   'The statement that records one access to a protected table.';
 comment on function meshaudit_private.recording_all(meshaudit_private.protections, text) is
   'Statements that record the rows that a statement has written.';
-comment on function meshaudit_private.reveal_mark(bytea, text, text, xid, tid) is
-  'What is remembered of a row that is revealed: a MAC over transaction, statement, backend, row and its version.';
+comment on function meshaudit_private.reveal_mark(bytea, text, text, xid, tid, name) is
+  'What is remembered of a row that is revealed: a MAC over transaction, statement, backend, caller, row and its version.';
 comment on function meshaudit_private.record_writes(text, text[], text, text[], text, boolean) is
   'Records the writes of a statement on a protected table. Raises MA002 if it cannot.';

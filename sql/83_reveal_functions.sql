@@ -100,7 +100,10 @@ begin
   end if;
   -- not all in one: with parameters in it, that would be planned anew each time
   select k.key into v_key from meshaudit_private.reveal_key k;
-  v_mark := meshaudit_private.reveal_mark(v_key, %2$L, v_id, $%5$s, $%1$s);
+  if v_key is null then
+    raise exception 'this snapshot is older than the protection of the table' using errcode = '40001', hint = 'Try again in a new transaction.';
+  end if;
+  v_mark := meshaudit_private.reveal_mark(v_key, %2$L, v_id, $%5$s, $%1$s, $%6$s);
   if pg_catalog.current_setting('meshaudit.revealed', true) is distinct from v_mark then
     %4$s
     perform pg_catalog.set_config('meshaudit.revealed', v_mark, true);
@@ -109,7 +112,7 @@ begin
 end
 $body$, k.count + 4, pg_catalog.format('%I.%I', p.schema_name, p.table_name),
       meshaudit_private.id_expression(p.base, p.key_columns, '$%3$s'), meshaudit_private.recording(p, 'read', 'v_id',
-        meshaudit_private.scope_expression(p.base, p.scope_column, '$' || k.count + 2), '$' || k.count + 5), k.count + 3),
+        meshaudit_private.scope_expression(p.base, p.scope_column, '$' || k.count + 2), '$' || k.count + 5), k.count + 3, k.count + 5),
     'Reveals a secret column of a protected row, and records it.')
   from pg_catalog.pg_attribute a,
     lateral (select meshaudit_private.type_name(p.base, a.attname) as name) t,
@@ -253,7 +256,7 @@ $body$, meshaudit_private.id_expression(p.base, p.key_columns, 'new_rows.%1$I'),
       array(select u ->> 'name' from pg_catalog.jsonb_array_elements(p.saved) u),
       j.looks, j.variables, j.source,
       meshaudit_private.recording_all(p, 'create'), meshaudit_private.recording_all(p, 'update'), meshaudit_private.recording_all(p, 'delete')))
-  from (values (true, ', meshaudit_private.journal_healthy(j.healthy_until, j.healthy_since) and meshaudit_private.is_plain_session(), j.message_head, j.inner_key, j.outer_key',
+  from (values (true, ', meshaudit_private.journal_healthy(j.healthy_until, j.healthy_since, j.healthy_lsn) and meshaudit_private.is_plain_session(), j.message_head, j.inner_key, j.outer_key',
       ', v_ready, v_head, v_inner, v_outer', ' left join meshaudit_private.journal j on true'), (false, '', '', '')) j (journal, looks, variables, source)
   where j.journal = (p.mode = 'journal')
 $$;

@@ -43,6 +43,9 @@ declare
 begin
   perform meshaudit_private.require_scope(v_scope, p_role);
   perform meshaudit_private.require_reason(p_reason);
+  if pg_catalog.char_length(v_scope) > 255 then
+    perform meshaudit_private.refuse('MA005', 'a scope has at most 255 characters', 'No entry has a longer one.');
+  end if;
   if p_from >= p_to then
     perform meshaudit_private.refuse('MA005', 'the hold''s range of time is empty', 'It holds from_time <= timestamp < to_time; null is no bound.');
   end if;
@@ -50,7 +53,7 @@ begin
     values (p_secret_id, p_user_identity, v_scope, p_from, p_to, p_reason, (meshaudit_private.session_caller()).user_identity)
     returning hold into v_hold;
   insert into meshaudit_private.ledger (secret_id, access_type, operation, outcome, secret_table, scope)
-    values (pg_catalog.concat(v_hold, ': ', p_reason), 'write', 'create', 'granted', 'meshaudit.holds', coalesce(v_scope, '*'));
+    values (meshaudit_private.bounded(pg_catalog.concat(v_hold, ': ', p_reason)), 'write', 'create', 'granted', 'meshaudit.holds', coalesce(v_scope, '*'));
   return v_hold;
 end
 $$;
@@ -81,7 +84,7 @@ begin
   perform meshaudit_private.require_scope(h.scope, p_role);
   delete from meshaudit_private.holds k where k.hold = p_hold;
   insert into meshaudit_private.ledger (secret_id, access_type, operation, outcome, secret_table, scope)
-    values (pg_catalog.concat(p_hold, ': ', p_reason), 'write', 'delete', 'granted', 'meshaudit.holds', coalesce(h.scope, '*'));
+    values (meshaudit_private.bounded(pg_catalog.concat(p_hold, ': ', p_reason)), 'write', 'delete', 'granted', 'meshaudit.holds', coalesce(h.scope, '*'));
   return true;
 end
 $$;
