@@ -335,6 +335,7 @@ create table meshaudit_private.journal (
   armed_at timestamptz,
   healthy_until timestamptz not null default '-infinity',
   healthy_since timestamptz,
+  healthy_lsn pg_lsn not null default '0/0',
   -- who looks at healthy_until alone has a key then
   check (case when armed then message_head is not null and inner_key is not null and outer_key is not null
     else healthy_until = '-infinity' end)
@@ -347,6 +348,7 @@ comment on column meshaudit_private.journal.message_head is 'What each message b
 comment on column meshaudit_private.journal.inner_key is 'HMAC-SHA256 key, padded and xored with 36; null when disarmed.';
 comment on column meshaudit_private.journal.outer_key is 'The same key xored with 5c.';
 comment on column meshaudit_private.journal.healthy_until is 'Until then the sealer has seen the slot at work; later, each access looks itself.';
+comment on column meshaudit_private.journal.healthy_lsn is 'Up to there, whatever is written keeps the slot well within max_slot_wal_keep_size.';
 comment on column meshaudit_private.journal.healthy_since is 'pg_postmaster_start_time() of the server where it saw that: a promoted standby has no slot.';
 
 -- Locked by whoever seals, arms or disarms, before anything else.
@@ -1854,19 +1856,47 @@ language sql stable set search_path = ''
 as $$
   select exists (
     select from pg_catalog.pg_replication_slots s
-    where s.slot_name = p_slot and s.database = pg_catalog.current_database()
+    where s.slot_name = p_slot and s.database = pg_catalog.current_database() and s.plugin = 'pgoutput' and not s.temporary
       and s.restart_lsn is not null and s.confirmed_flush_lsn is not null and s.wal_status is distinct from 'lost'
       and (p_sealed is null or s.confirmed_flush_lsn <= p_sealed))
 $$;
 comment on function meshaudit_private.slot_works(text, pg_lsn) is 'Whether that slot is there and has lost nothing.';
 
+-- Whether what is written now will be there for the sealer: a slot beyond max_slot_wal_keep_size can be lost at any moment,
+-- and everybody can make the log long.
+create function meshaudit_private.slot_keeps(p_slot text) returns boolean
+language sql volatile set search_path = ''
+as $$
+  select meshaudit_private.slot_works(p_slot) and exists (
+    select from pg_catalog.pg_replication_slots s
+    where s.slot_name = p_slot and (s.safe_wal_size is null or s.safe_wal_size > 0))
+$$;
+comment on function meshaudit_private.slot_keeps(text) is 'Whether that slot works and will not be lost before the sealer has read it.';
+
+-- Half of the way to where the slot can be lost: the other half is what may be written before the sealer comes.
+create function meshaudit_private.safe_lsn(p_slot text) returns pg_lsn
+language plpgsql volatile set search_path = ''
+as $$
+declare
+  -- before the slot is looked at: never too far
+  v_written constant pg_catalog.pg_lsn := pg_catalog.pg_current_wal_lsn();
+begin
+  return coalesce((
+    select case when s.safe_wal_size is null then 'FFFFFFFF/FFFFFFFF'::pg_catalog.pg_lsn
+      else v_written + pg_catalog.div(greatest(s.safe_wal_size, 0), 2) end
+    from pg_catalog.pg_replication_slots s where s.slot_name = p_slot and s.wal_status is distinct from 'lost'), '0/0');
+end
+$$;
+comment on function meshaudit_private.safe_lsn(text) is 'Up to where the log can grow without that slot coming near its loss.';
+
 -- Whether the sealer has lately seen an armed journal's slot at work, on this very server (a standby, and one that was promoted,
--- started at another time). An older snapshot may show a journal that has been disarmed since. If not: require_working() looks.
-create function meshaudit_private.journal_healthy(p_until timestamptz, p_since timestamptz) returns boolean
+-- started at another time), and not so much has been written since that the slot could be lost. An older snapshot may show a
+-- journal that has been disarmed since. If not: require_working() looks.
+create function meshaudit_private.journal_healthy(p_until timestamptz, p_since timestamptz, p_lsn pg_lsn) returns boolean
 language sql volatile
 return p_until > pg_catalog.clock_timestamp() and p_since = pg_catalog.pg_postmaster_start_time()
-  and pg_catalog.current_setting('transaction_isolation') = 'read committed';
-comment on function meshaudit_private.journal_healthy(timestamptz, timestamptz) is
+  and p_lsn > pg_catalog.pg_current_wal_insert_lsn() and pg_catalog.current_setting('transaction_isolation') = 'read committed';
+comment on function meshaudit_private.journal_healthy(timestamptz, timestamptz, pg_lsn) is
   'Whether the journal is armed, and need not be looked at.';
 
 -- Raises MA002 if the journal cannot be relied on.
@@ -1881,6 +1911,10 @@ begin
     perform meshaudit_private.refuse('MA002',
       pg_catalog.format('the journal''s slot "%s" is gone or has lost records', p_slot),
       'Run select meshaudit.arm_journal(): it records the gap and makes a new slot.');
+  elsif p_armed and not meshaudit_private.slot_keeps(p_slot) then
+    perform meshaudit_private.refuse('MA002',
+      pg_catalog.format('the journal''s slot "%s" may be lost at any moment: it keeps more than max_slot_wal_keep_size', p_slot),
+      'End the oldest open transaction, keep meshaudit seal --follow running, or raise max_slot_wal_keep_size.');
   end if;
 end
 $$;
@@ -1936,7 +1970,7 @@ declare
   c meshaudit_private.caller;
   v_payload pg_catalog.bytea;
 begin
-  select meshaudit_private.journal_healthy(j.healthy_until, j.healthy_since), j.armed, j.slot_name, j.message_head, j.inner_key,
+  select meshaudit_private.journal_healthy(j.healthy_until, j.healthy_since, j.healthy_lsn), j.armed, j.slot_name, j.message_head, j.inner_key,
       j.outer_key, j.flush and p_operation = 'read'
     into v_healthy, v_armed, v_slot, v_head, v_inner, v_outer, v_flush
     from meshaudit_private.journal j;
@@ -1997,8 +2031,8 @@ as $$
 declare
   v_works pg_catalog.bool;
 begin
-  select meshaudit_private.journal_healthy(j.healthy_until, j.healthy_since)
-      or j.armed and meshaudit_private.slot_works(j.slot_name) into v_works
+  select meshaudit_private.journal_healthy(j.healthy_until, j.healthy_since, j.healthy_lsn)
+      or j.armed and meshaudit_private.slot_keeps(j.slot_name) into v_works
     from meshaudit_private.journal j;
   if v_works is not true then
     perform meshaudit_private.refuse('MA002', 'no access without a journal that works',
@@ -2264,7 +2298,7 @@ declare
   v_payload pg_catalog.bytea;
 begin
   if v_journal then
-    select s.scope, s.value, meshaudit_private.journal_healthy(j.healthy_until, j.healthy_since) and meshaudit_private.is_plain_session(),
+    select s.scope, s.value, meshaudit_private.journal_healthy(j.healthy_until, j.healthy_since, j.healthy_lsn) and meshaudit_private.is_plain_session(),
         j.message_head, j.inner_key, j.outer_key, j.flush
       into v_scope, v_value, v_ready, v_head, v_inner, v_outer, v_flush
       from meshaudit_private.secrets s, meshaudit_private.journal j where s.id = p_id;
@@ -2308,7 +2342,7 @@ declare
 begin
   perform meshaudit_private.check_name(p_key, p_scope);
   if v_journal then
-    select s.id, s.value, meshaudit_private.journal_healthy(j.healthy_until, j.healthy_since) and meshaudit_private.is_plain_session(),
+    select s.id, s.value, meshaudit_private.journal_healthy(j.healthy_until, j.healthy_since, j.healthy_lsn) and meshaudit_private.is_plain_session(),
         j.message_head, j.inner_key, j.outer_key, j.flush
       into v_id, v_value, v_ready, v_head, v_inner, v_outer, v_flush
       from meshaudit_private.secrets s, meshaudit_private.journal j
@@ -4116,6 +4150,40 @@ begin
 end
 $$;
 
+-- The same, whatever is in them: one that nothing takes as it is (an index, a constraint) is told of, with what can be told, and
+-- keeps no other out. It would come back in each run.
+create function meshaudit_private.append_surely(p_entries meshaudit_private.ledger[]) returns void
+language plpgsql volatile set search_path = ''
+as $$
+declare
+  e meshaudit_private.ledger;
+begin
+  begin
+    perform meshaudit_private.append_entries(p_entries);
+    return;
+  exception when data_exception or integrity_constraint_violation or program_limit_exceeded then
+    null;  -- one by one
+  end;
+  foreach e in array p_entries loop
+    begin
+      perform meshaudit_private.append_entries(array[e]);
+    exception when data_exception or integrity_constraint_violation or program_limit_exceeded then
+      e.secret_id := pg_catalog.concat('cannot be written as it is (', sqlstate, '): ', meshaudit_private.clean(e.secret_id, 64));
+      e.scope := case when pg_catalog.octet_length(e.scope) <= 255 then coalesce(meshaudit_private.clean(e.scope, 255), '') else '*' end;
+      e.secret_table := coalesce(meshaudit_private.clean(e.secret_table, 64), '');
+      e.user_identity := coalesce(meshaudit_private.clean(e.user_identity, 64), '');
+      e.claimed_identity := null;
+      e.db_user := coalesce(meshaudit_private.clean(e.db_user, 64), '');
+      e.db_role := coalesce(meshaudit_private.clean(e.db_role, 64), '');
+      e.application_name := null;
+      e.user_agent := null;
+      e.request_id := null;
+      perform meshaudit_private.append_entries(array[e]);
+    end;
+  end loop;
+end
+$$;
+
 -- Entries, each access once: the first of those with the same access_id, in order.
 create function meshaudit_private.each_once(p_entries meshaudit_private.ledger[]) returns meshaudit_private.ledger[]
 language sql stable set search_path = ''
@@ -4129,6 +4197,7 @@ $$;
 
 comment on function meshaudit_private.time_of(text) is 'The time that a record gives in hex.';
 comment on function meshaudit_private.append_entries(meshaudit_private.ledger[]) is 'Chains entries and adds them to the ledger.';
+comment on function meshaudit_private.append_surely(meshaudit_private.ledger[]) is 'append_entries(), and what cannot be written is told of instead.';
 comment on function meshaudit_private.each_once(meshaudit_private.ledger[]) is 'Entries less those of an access that another stands for.';
 
 -- sql/71_denials.sql
@@ -4416,6 +4485,7 @@ declare
   v_replayed pg_catalog.int8;
   v_again pg_catalog.int8;
   v_denied pg_catalog.bool;
+  v_safe pg_catalog.pg_lsn;
   v_entries meshaudit_private.ledger[];
   v_once meshaudit_private.ledger[];
 begin
@@ -4469,7 +4539,7 @@ begin
   if p_caught_up then
     v_entries := v_entries || meshaudit_private.close_denials();
   end if;
-  perform meshaudit_private.append_entries(v_entries);
+  perform meshaudit_private.append_surely(v_entries);
 
   delete from meshaudit_private.journal_seen s
     where s.lsn < '0/0'::pg_catalog.pg_lsn + greatest(p_upto - '0/0'::pg_catalog.pg_lsn - 1073741824, 0);
@@ -4477,13 +4547,16 @@ begin
     sealed_lsn = greatest(sealed_lsn, p_upto), sealed_at = pg_catalog.clock_timestamp(),
     forged = forged + v_forged, garbage = garbage + v_garbage, replayed = replayed + v_replayed + v_again
     where singleton;
+  v_safe := meshaudit_private.safe_lsn((select j.slot_name from meshaudit_private.journal j));
   update meshaudit_private.journal set
     healthy_until = pg_catalog.clock_timestamp() + '10 seconds'::pg_catalog.interval,
-    healthy_since = pg_catalog.pg_postmaster_start_time()
+    healthy_since = pg_catalog.pg_postmaster_start_time(), healthy_lsn = v_safe
     where ctid = (  -- never waits for a set_setting() that is not committed
       select j.ctid from meshaudit_private.journal j
       where j.healthy_until < pg_catalog.clock_timestamp() + '6 seconds'::pg_catalog.interval
         or j.healthy_since is distinct from pg_catalog.pg_postmaster_start_time()
+        -- half of what it was good for is written
+        or j.healthy_lsn - pg_catalog.pg_current_wal_lsn() < (v_safe - pg_catalog.pg_current_wal_lsn()) / 2
       for update skip locked);
   return coalesce(pg_catalog.cardinality(v_entries), 0);
 end
@@ -4689,7 +4762,7 @@ begin
   update meshaudit_private.journal set
     armed = true, slot_name = p_slot, armed_at = pg_catalog.clock_timestamp(), key_id = k.key_id,
     message_head = '\x01'::pg_catalog.bytea || pg_catalog.int4send(k.key_id), inner_key = k.inner_key, outer_key = k.outer_key, healthy_until = pg_catalog.clock_timestamp() + '10 seconds'::pg_catalog.interval,
-    healthy_since = pg_catalog.pg_postmaster_start_time()
+    healthy_since = pg_catalog.pg_postmaster_start_time(), healthy_lsn = meshaudit_private.safe_lsn(p_slot)
     where singleton;
   update meshaudit_private.journal_progress set sealed_lsn = p_lsn, sealed_at = pg_catalog.clock_timestamp() where singleton;
   insert into meshaudit_private.ledger (secret_id, access_type, operation, outcome, secret_table, scope)
@@ -4862,7 +4935,7 @@ declare
   v_age pg_catalog.interval;
 begin
   -- the slot before how far the sealer is: it follows behind
-  select r.slot_name, r.wal_status, r.restart_lsn, r.confirmed_flush_lsn, r.database into s
+  select r.slot_name, r.wal_status, r.restart_lsn, r.confirmed_flush_lsn, r.database, r.safe_wal_size into s
     from pg_catalog.pg_replication_slots r
     where r.slot_name = (select k.slot_name from meshaudit_private.journal k);
   select * into j from meshaudit_private.journal;
@@ -4895,8 +4968,9 @@ begin
 
   v_kept := pg_catalog.pg_wal_lsn_diff(pg_catalog.pg_current_wal_flush_lsn(), s.restart_lsn);
   "check" := 'journal wal kept';
-  ok := coalesce(v_kept < 1073741824, false);
-  detail := pg_catalog.format('%s bytes kept for the slot (bound: 1 GB)', v_kept);
+  ok := coalesce(v_kept < 1073741824, false) and coalesce(s.safe_wal_size > v_kept, true);
+  detail := pg_catalog.format('%s bytes kept for the slot (bound: 1 GB)', v_kept)
+    || coalesce(pg_catalog.format('; %s more, and it may be lost (max_slot_wal_keep_size)', s.safe_wal_size), '');
   return next;
 
   "check" := 'journal records refused';
@@ -4913,6 +4987,13 @@ comment on function meshaudit_private.journal_status() is 'The journal''s checks
 --
 -- What is new is found by lanes. A lane is locked until its transaction commits, and its seq has no gap: so the entries
 -- up to the lane's committed head are all there, and the next that come have higher numbers. No access takes part in it.
+
+-- A NOTIFY only says that it is worth looking: who follows looks by itself, too. Its queue is the whole cluster's, and
+-- anybody can fill it; then the COMMIT fails of whoever adds to it. (To ask how full it is also clears it of what all have read.)
+create function meshaudit_private.notify(p_channel text, p_payload text) returns void
+language sql volatile
+return case when pg_catalog.pg_notification_queue_usage() < 0.5 then pg_catalog.pg_notify(p_channel, p_payload) end;
+comment on function meshaudit_private.notify(text, text) is 'NOTIFY, unless others have filled its queue.';
 
 -- Writing by hand is refused, to everybody. The owner's functions run as it, while SET ROLE and a login show.
 create function meshaudit_private.guard_feed() returns trigger
@@ -5075,7 +5156,7 @@ begin
       failed_at = case when v_failure is not null then pg_catalog.clock_timestamp() end where singleton;
   end if;
   if v_last > s.last_id then
-    perform pg_catalog.pg_notify('meshaudit_feed', v_last::pg_catalog.text);
+    perform meshaudit_private.notify('meshaudit_feed', v_last::pg_catalog.text);
   end if;
   return v_last - s.last_id;
 end
@@ -5392,7 +5473,7 @@ begin
     insert into meshaudit_private.alert_outbox (webhook_id, alert_id)
       select w.webhook_id, a.alert_id from meshaudit_private.webhooks w
       where 100000 > (select pg_catalog.count(*) from (select from meshaudit_private.alert_outbox limit 100000) o);
-    perform pg_catalog.pg_notify('meshaudit_alert', a.alert_id::pg_catalog.text);
+    perform meshaudit_private.notify('meshaudit_alert', a.alert_id::pg_catalog.text);
   end loop;
   if v_made > 0 then
     update meshaudit_private.alert_state set last_alert_id = v_last + v_made where singleton;
@@ -5529,7 +5610,7 @@ begin
   update meshaudit_private.feed_state set last_id = s.last_id + meshaudit_private.raise_alerts(array[row(
     'test', 'info', pg_catalog.gen_random_uuid()::pg_catalog.text, v_now, '*', session_user::pg_catalog.text, 'database',
     'a test', v_now, 1, 1, null, null, null, null)::meshaudit_private.alert_hit], s.last_id) where singleton;
-  perform pg_catalog.pg_notify('meshaudit_feed', (s.last_id + 1)::pg_catalog.text);
+  perform meshaudit_private.notify('meshaudit_feed', (s.last_id + 1)::pg_catalog.text);
   return (select a.last_alert_id from meshaudit_private.alert_state a);
 end
 $$;
@@ -5836,14 +5917,17 @@ comment on function meshaudit_private.feed_status() is 'The feed''s checks for m
 -- A query may evaluate a view's column several times for one row, and a row may have several secret columns: the last row
 -- is remembered for the statement in a setting, as this mark. A MAC, since a session can set any setting: who brings back
 -- an old mark gets what that very statement has recorded already. The row's version is in it: a statement can last for
--- hours, and meet a value that others have changed meanwhile.
-create function meshaudit_private.reveal_mark(p_key bytea, p_secret_table text, p_secret_id text, p_xmin xid, p_ctid tid)
+-- hours, and meet a value that others have changed meanwhile. So is who calls: several statements that are sent as one have one time.
+create function meshaudit_private.reveal_mark(p_key bytea, p_secret_table text, p_secret_id text, p_xmin xid, p_ctid tid, p_role name)
 returns text
 language sql stable
 return pg_catalog.encode(pg_catalog.sha256(p_key || pg_catalog.timestamptz_send(pg_catalog.transaction_timestamp())
   || pg_catalog.timestamptz_send(pg_catalog.statement_timestamp()) || pg_catalog.int4send(pg_catalog.pg_backend_pid())
   || pg_catalog.xidsend(p_xmin) || pg_catalog.tidsend(p_ctid)
-  || pg_catalog.convert_to(p_secret_table || ' ' || p_secret_id, 'UTF8')), 'hex');
+  || pg_catalog.convert_to(pg_catalog.concat_ws(' ', p_secret_table, p_secret_id, p_role,
+    pg_catalog.octet_length(pg_catalog.current_setting('request.jwt.claims', true)),
+    pg_catalog.octet_length(pg_catalog.current_setting('request.headers', true)), pg_catalog.current_setting('request.jwt.claims', true),
+    pg_catalog.current_setting('request.headers', true), pg_catalog.current_setting('meshaudit.actor', true)), 'UTF8')), 'hex');
 
 -- Records the rows that a statement has written.
 create function meshaudit_private.record_writes(
@@ -5904,8 +5988,8 @@ comment on function meshaudit_private.recording(meshaudit_private.protections, t
   'The statement that records one access to a protected table.';
 comment on function meshaudit_private.recording_all(meshaudit_private.protections, text) is
   'Statements that record the rows that a statement has written.';
-comment on function meshaudit_private.reveal_mark(bytea, text, text, xid, tid) is
-  'What is remembered of a row that is revealed: a MAC over transaction, statement, backend, row and its version.';
+comment on function meshaudit_private.reveal_mark(bytea, text, text, xid, tid, name) is
+  'What is remembered of a row that is revealed: a MAC over transaction, statement, backend, caller, row and its version.';
 comment on function meshaudit_private.record_writes(text, text[], text, text[], text, boolean) is
   'Records the writes of a statement on a protected table. Raises MA002 if it cannot.';
 
@@ -6217,7 +6301,10 @@ begin
   end if;
   -- not all in one: with parameters in it, that would be planned anew each time
   select k.key into v_key from meshaudit_private.reveal_key k;
-  v_mark := meshaudit_private.reveal_mark(v_key, %2$L, v_id, $%5$s, $%1$s);
+  if v_key is null then
+    raise exception 'this snapshot is older than the protection of the table' using errcode = '40001', hint = 'Try again in a new transaction.';
+  end if;
+  v_mark := meshaudit_private.reveal_mark(v_key, %2$L, v_id, $%5$s, $%1$s, $%6$s);
   if pg_catalog.current_setting('meshaudit.revealed', true) is distinct from v_mark then
     %4$s
     perform pg_catalog.set_config('meshaudit.revealed', v_mark, true);
@@ -6226,7 +6313,7 @@ begin
 end
 $body$, k.count + 4, pg_catalog.format('%I.%I', p.schema_name, p.table_name),
       meshaudit_private.id_expression(p.base, p.key_columns, '$%3$s'), meshaudit_private.recording(p, 'read', 'v_id',
-        meshaudit_private.scope_expression(p.base, p.scope_column, '$' || k.count + 2), '$' || k.count + 5), k.count + 3),
+        meshaudit_private.scope_expression(p.base, p.scope_column, '$' || k.count + 2), '$' || k.count + 5), k.count + 3, k.count + 5),
     'Reveals a secret column of a protected row, and records it.')
   from pg_catalog.pg_attribute a,
     lateral (select meshaudit_private.type_name(p.base, a.attname) as name) t,
@@ -6370,7 +6457,7 @@ $body$, meshaudit_private.id_expression(p.base, p.key_columns, 'new_rows.%1$I'),
       array(select u ->> 'name' from pg_catalog.jsonb_array_elements(p.saved) u),
       j.looks, j.variables, j.source,
       meshaudit_private.recording_all(p, 'create'), meshaudit_private.recording_all(p, 'update'), meshaudit_private.recording_all(p, 'delete')))
-  from (values (true, ', meshaudit_private.journal_healthy(j.healthy_until, j.healthy_since) and meshaudit_private.is_plain_session(), j.message_head, j.inner_key, j.outer_key',
+  from (values (true, ', meshaudit_private.journal_healthy(j.healthy_until, j.healthy_since, j.healthy_lsn) and meshaudit_private.is_plain_session(), j.message_head, j.inner_key, j.outer_key',
       ', v_ready, v_head, v_inner, v_outer', ' left join meshaudit_private.journal j on true'), (false, '', '', '')) j (journal, looks, variables, source)
   where j.journal = (p.mode = 'journal')
 $$;
@@ -7833,6 +7920,9 @@ declare
 begin
   perform meshaudit_private.require_scope(v_scope, p_role);
   perform meshaudit_private.require_reason(p_reason);
+  if pg_catalog.char_length(v_scope) > 255 then
+    perform meshaudit_private.refuse('MA005', 'a scope has at most 255 characters', 'No entry has a longer one.');
+  end if;
   if p_from >= p_to then
     perform meshaudit_private.refuse('MA005', 'the hold''s range of time is empty', 'It holds from_time <= timestamp < to_time; null is no bound.');
   end if;
@@ -7840,7 +7930,7 @@ begin
     values (p_secret_id, p_user_identity, v_scope, p_from, p_to, p_reason, (meshaudit_private.session_caller()).user_identity)
     returning hold into v_hold;
   insert into meshaudit_private.ledger (secret_id, access_type, operation, outcome, secret_table, scope)
-    values (pg_catalog.concat(v_hold, ': ', p_reason), 'write', 'create', 'granted', 'meshaudit.holds', coalesce(v_scope, '*'));
+    values (meshaudit_private.bounded(pg_catalog.concat(v_hold, ': ', p_reason)), 'write', 'create', 'granted', 'meshaudit.holds', coalesce(v_scope, '*'));
   return v_hold;
 end
 $$;
@@ -7871,7 +7961,7 @@ begin
   perform meshaudit_private.require_scope(h.scope, p_role);
   delete from meshaudit_private.holds k where k.hold = p_hold;
   insert into meshaudit_private.ledger (secret_id, access_type, operation, outcome, secret_table, scope)
-    values (pg_catalog.concat(p_hold, ': ', p_reason), 'write', 'delete', 'granted', 'meshaudit.holds', coalesce(h.scope, '*'));
+    values (meshaudit_private.bounded(pg_catalog.concat(p_hold, ': ', p_reason)), 'write', 'delete', 'granted', 'meshaudit.holds', coalesce(h.scope, '*'));
   return true;
 end
 $$;
