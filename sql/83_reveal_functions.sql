@@ -6,7 +6,7 @@ create function meshaudit_private.text_settings(p_base oid, p_columns name[]) re
 language sql stable set search_path = ''
 as $$
   select case when pg_catalog.bool_and(a.atttypid = any (array['pg_catalog.uuid', 'pg_catalog.int2', 'pg_catalog.int4', 'pg_catalog.int8', 'pg_catalog.text', 'pg_catalog.varchar', 'pg_catalog.bpchar', 'pg_catalog.bool']::pg_catalog.regtype[]))
-    then '' else $s$ set datestyle = 'ISO, YMD' set timezone = 'UTC' set intervalstyle = 'postgres' set extra_float_digits = 1 set bytea_output = 'hex'$s$ end
+    then '' else $s$ set datestyle = 'ISO, YMD' set timezone = 'UTC' set intervalstyle = 'postgres' set extra_float_digits = 1 set bytea_output = 'hex' set quote_all_identifiers = off$s$ end
   from pg_catalog.pg_attribute a where a.attrelid = p_base and a.attname = any (p_columns)
 $$;
 

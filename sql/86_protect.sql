@@ -3,6 +3,8 @@
 -- Steps of ours (begin, go on, finish) check, make functions and say what the owner has to do; run_statements() does that,
 -- as the table's owner: first it moves the table away, then it makes the view. In between the owner has USAGE on our schema, to name
 -- the functions; nobody else can see that, since it is not committed.
+--
+-- quote_all_identifiers is fixed wherever a name is made that stays: entries are searched and held by it.
 
 create function meshaudit_private.run_statements(p_statements text[], p_owner name) returns void
 language plpgsql volatile security invoker set search_path = ''
@@ -142,7 +144,7 @@ $$;
 
 create function meshaudit_private.protection_plan(p_target regclass, p_secrets text[], p_scope text, p_mode text, p_role name)
 returns setof text
-language plpgsql volatile security definer set search_path = ''
+language plpgsql volatile security definer set search_path = '' set quote_all_identifiers = off
 as $$
 declare
   p constant meshaudit_private.protections := meshaudit_private.planned(p_target, p_secrets, p_scope, p_mode, p_role);
@@ -158,7 +160,7 @@ grant execute on function meshaudit_private.protection_plan(regclass, text[], te
 -- Who protects a table of his own and does not commit keeps nobody waiting for long.
 create function meshaudit_private.begin_protect(p_target regclass, p_secrets text[], p_scope text, p_mode text, p_role name)
 returns table (statements text[], owner name)
-language plpgsql volatile security definer set search_path = '' set lock_timeout = '10s'
+language plpgsql volatile security definer set search_path = '' set quote_all_identifiers = off set lock_timeout = '10s'
 as $$
 declare
   p meshaudit_private.protections;
@@ -188,7 +190,7 @@ grant execute on function meshaudit_private.begin_protect(regclass, text[], text
 
 -- Once the table has moved.
 create function meshaudit_private.go_on_protect(p_target regclass) returns table (statements text[], owner name)
-language plpgsql volatile security definer set search_path = ''
+language plpgsql volatile security definer set search_path = '' set quote_all_identifiers = off
 as $$
 declare
   p meshaudit_private.protections;
@@ -220,7 +222,7 @@ end
 $$;
 
 create function meshaudit_private.finish_protect(p_target regclass, p_role name) returns text
-language plpgsql volatile security definer set search_path = ''
+language plpgsql volatile security definer set search_path = '' set quote_all_identifiers = off
 as $$
 declare
   p meshaudit_private.protections;

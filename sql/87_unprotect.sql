@@ -2,7 +2,7 @@
 
 create function meshaudit_private.begin_unprotect(p_target regclass, p_role name)
 returns table (statements text[], owner name, base oid)
-language plpgsql volatile security definer set search_path = '' set lock_timeout = '10s'
+language plpgsql volatile security definer set search_path = '' set quote_all_identifiers = off set lock_timeout = '10s'
 as $$
 declare
   p meshaudit_private.protections;
@@ -53,7 +53,7 @@ revoke all on function meshaudit_private.begin_unprotect(regclass, name) from pu
 grant execute on function meshaudit_private.begin_unprotect(regclass, name) to meshaudit_client, meshaudit_operator;
 
 create function meshaudit_private.finish_unprotect(p_base oid, p_role name) returns text
-language plpgsql volatile security definer set search_path = ''
+language plpgsql volatile security definer set search_path = '' set quote_all_identifiers = off
 as $$
 declare
   p meshaudit_private.protections;

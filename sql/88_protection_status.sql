@@ -19,7 +19,7 @@ $$;
 comment on function meshaudit_private.triggers_of(oid) is 'A table''s own triggers that are shown its values, and whether their functions are of others than its owner.';
 
 create function meshaudit_private.protection_status() returns table ("check" text, ok boolean, detail text)
-language plpgsql volatile set search_path = ''
+language plpgsql volatile set search_path = '' set quote_all_identifiers = off
 as $$
 declare
   p meshaudit_private.protections;

@@ -246,3 +246,45 @@ def test_commands(app: App) -> None:
     assert "nothing was changed" in ok("unprotect", "secrets", "--dry-run", dsn=dsn)
     assert ok("unprotect", "secrets", dsn=dsn) == "public.secrets is no longer protected\n"
     assert "hint" in fails("protect", "nowhere", "--secret-column", "v", dsn=dsn)
+
+
+def test_quoting_every_name_changes_nothing_that_is_stored(db: Db) -> None:
+    """quote_all_identifiers is anybody's setting; what names a table in the log is compared as text."""
+    c, stored = db.su, []
+    made = (
+        "select p.proname, p.prosrc, pg_get_functiondef(p.oid) from pg_proc p"
+        " where p.pronamespace = 'meshaudit_private'::regnamespace and p.proname ~ '_[0-9]+(_[0-9]+)?$' order by 1"
+    )
+    for setting in ("on", "off"):
+        c.execute("create schema app")
+        c.execute("create table app.t (id regclass primary key, v text, scope regnamespace)")
+        c.execute("insert into app.t values ('app.t', 'S', 'app')")
+        c.execute("alter sequence meshaudit_private.protections_protection_id_seq restart")
+        c.execute(f"set quote_all_identifiers = {setting}".encode())
+        plan = c.execute("select meshaudit.protection_plan('app.t', array['v'], 'scope')").fetchall()
+        said = c.execute("select meshaudit.protect('app.t', array['v'], 'scope')").fetchall()
+        c.execute("select v from app.t")
+        c.execute("update app.t set v = 'T'")
+        c.execute("reset quote_all_identifiers")
+        saved = c.execute(
+            "select saved, schema_name, table_name from meshaudit_private.protections"
+        ).fetchall()
+        functions = c.execute(made.encode()).fetchall()
+        c.execute(f"set quote_all_identifiers = {setting}".encode())
+        checks = c.execute('select "check" from meshaudit.status() where "check" ~ \'app\'').fetchall()
+        said += c.execute("select meshaudit.unprotect('app.t')").fetchall()
+        c.execute("reset quote_all_identifiers")
+        entries = c.execute(
+            "select operation, secret_id, secret_table, scope from meshaudit_private.ledger"
+            " where secret_table ~ 'app|protections' order by id"
+        ).fetchall()
+        c.execute("drop schema app cascade")
+        stored.append((plan, said, saved, functions, checks, entries[-5:]))
+    assert stored[0] == stored[1]
+    assert [e[1:3] for e in stored[0][5]] == [
+        ("app.t", "meshaudit.protections"),
+        ("meshaudit_protected.t", "app.t"),
+        ("meshaudit_protected.t", "app.t"),
+        ("meshaudit_protected.t", "app.t"),
+        ("app.t", "meshaudit.protections"),
+    ]
