@@ -50,14 +50,13 @@ create table meshaudit_private.alert_counts (
   rule text not null,
   identity_source text not null,
   user_identity text not null,
-  bucket timestamptz not null,
   scope text not null,
+  bucket timestamptz not null,
   count bigint not null,
-  primary key (rule, identity_source, user_identity, bucket)
+  primary key (rule, identity_source, user_identity, scope, bucket)
 );
 create index alert_counts_bucket on meshaudit_private.alert_counts (bucket);
-comment on table meshaudit_private.alert_counts is 'Events by rule, identity and sixth of a window.';
-comment on column meshaudit_private.alert_counts.scope is 'The scope of all of them, or ''*''.';
+comment on table meshaudit_private.alert_counts is 'Events by rule, identity, scope and sixth of a window.';
 
 create table meshaudit_private.alert_seen (
   rule text not null,

@@ -20,11 +20,17 @@ language sql immutable
 return p_table = 'meshaudit.secrets' or p_table !~ '^meshaudit[.]';
 comment on function meshaudit_private.is_access(text) is 'Whether an entry of that secret_table is about a secret.';
 
+-- Null p_scope is all scopes; the length tells where a name ends and a scope begins.
+create function meshaudit_private.dedupe_of(p_source text, p_identity text, p_scope text) returns text
+language sql stable
+return pg_catalog.concat_ws(' ', p_source, pg_catalog.char_length(p_identity), p_identity, p_scope);
+comment on function meshaudit_private.dedupe_of(text, text, text) is 'Names whom an alert is about: an identity, in a scope or in all.';
+
 -- Rules of one entry each: rolled_back, gap, hours.
 create function meshaudit_private.hits_of_entries(p_after bigint, p_upto bigint) returns meshaudit_private.alert_hit[]
 language sql stable set search_path = ''
 as $$
-  select pg_catalog.array_agg(row(h.rule, h.severity, pg_catalog.concat_ws(' ', h.identity_source, h.user_identity, h.scope),
+  select pg_catalog.array_agg(row(h.rule, h.severity, meshaudit_private.dedupe_of(h.identity_source, h.user_identity, h.scope),
       h.window_start, h.scope, h.user_identity, h.identity_source, h.message, h.happened_at, h.count, h.count, h.id,
       h.secret_id, h.secret_table, h.ip_address)::meshaudit_private.alert_hit)
   from (
@@ -58,31 +64,28 @@ $$;
 comment on function meshaudit_private.hits_of_entries(bigint, bigint) is 'What rolled_back, gap and hours find in a range of the feed.';
 
 -- Rules that count: reads, denials. A window slides by sixths.
+--
+-- What an auditor of one scope is told depends on no other: each scope is counted for itself. The total is for who sees
+-- everything: where several scopes reach the threshold and none does alone, and from then on for its window.
 create function meshaudit_private.hits_of_counts(p_after bigint, p_upto bigint) returns meshaudit_private.alert_hit[]
 language plpgsql volatile set search_path = ''
 as $$
 begin
-  insert into meshaudit_private.alert_counts as c (rule, identity_source, user_identity, bucket, scope, count)
-    select r.rule, f.identity_source, n.who, meshaudit_private.window_of(r.period / 6, f."timestamp"),
-      case when min(f.scope) = max(f.scope) then min(f.scope) else '*' end, pg_catalog.count(*)
+  insert into meshaudit_private.alert_counts as c (rule, identity_source, user_identity, scope, bucket, count)
+    select r.rule, f.identity_source, n.who, f.scope, meshaudit_private.window_of(r.period / 6, f."timestamp"), pg_catalog.count(*)
     from meshaudit.audit_feed f
     cross join lateral (select meshaudit_private.first_name(f.user_identity)) n (who)
     join meshaudit_private.alert_rules r on r.enabled and r.rule in ('reads', 'denials') and case r.rule
       when 'reads' then f.operation = 'read' and f.outcome <> 'denied'
       when 'denials' then f.outcome = 'denied' else false end
     where f.feed_id > p_after and f.feed_id <= p_upto and f.kind = 'entry' and meshaudit_private.is_access(f.secret_table)
-    group by 1, 2, 3, 4
-    on conflict (rule, identity_source, user_identity, bucket) do update set count = c.count + excluded.count,
-      scope = case when c.scope = excluded.scope then c.scope else '*' end;
+    group by 1, 2, 3, 4, 5
+    on conflict (rule, identity_source, user_identity, scope, bucket) do update set count = c.count + excluded.count;
   return (
-    select pg_catalog.array_agg(row(n.rule, n.severity, pg_catalog.concat_ws(' ', n.identity_source, n.user_identity),
-        meshaudit_private.window_of(n.period, n.last_at), s.scope, n.user_identity, n.identity_source,
-        pg_catalog.format('%s %s within %s', s.total, n.rule, n.period), n.last_at, s.total, n.count, n.last_id,
-        null, null, n.ip_address)::meshaudit_private.alert_hit)
-    from (
-      select r.rule, r.severity, r.period, r.threshold, f.identity_source, w.who as user_identity,
+    with fresh as (
+      select r.rule, r.severity, r.period, r.threshold, f.identity_source, w.who as user_identity, f.scope,
         max(f."timestamp") as last_at, max(f.id) as last_id, pg_catalog.count(*) as count,
-        case when min(f.ip_address) = max(f.ip_address) then min(f.ip_address) end as ip_address
+        min(f.ip_address) as ip, max(f.ip_address) as last_ip
       from meshaudit.audit_feed f
       cross join lateral (select meshaudit_private.first_name(f.user_identity)) w (who)
       join meshaudit_private.alert_rules r on r.enabled and r.rule in ('reads', 'denials') and case r.rule
@@ -90,14 +93,34 @@ begin
         when 'denials' then f.outcome = 'denied' else false end
       where f.feed_id > p_after and f.feed_id <= p_upto and f.kind = 'entry'
         and meshaudit_private.is_access(f.secret_table)
-      group by r.rule, f.identity_source, w.who) n,
+      group by r.rule, f.identity_source, w.who, f.scope
+    ), seen as (
+      -- null is the total
+      select n.* from fresh n
+      union all
+      select n.rule, n.severity, n.period, n.threshold, n.identity_source, n.user_identity, null, max(n.last_at),
+        max(n.last_id), pg_catalog.sum(n.count)::pg_catalog.int8, min(n.ip), max(n.last_ip)
+      from fresh n group by n.rule, n.severity, n.period, n.threshold, n.identity_source, n.user_identity
+    )
+    select pg_catalog.array_agg(row(n.rule, n.severity, d.dedupe, d.window_start, coalesce(n.scope, '*'), n.user_identity,
+        n.identity_source, pg_catalog.format('%s %s within %s', s.total, n.rule, n.period), n.last_at, s.total, n.count,
+        n.last_id, null, null, case when n.ip = n.last_ip then n.ip end)::meshaudit_private.alert_hit
+        order by n.last_id, n.scope)
+    from seen n,
     lateral (
-      select pg_catalog.sum(c.count)::pg_catalog.int8 as total,
-        case when min(c.scope) = max(c.scope) then min(c.scope) else '*' end as scope
-      from meshaudit_private.alert_counts c
-      where c.rule = n.rule and c.identity_source = n.identity_source and c.user_identity = n.user_identity
-        and c.bucket > n.last_at - n.period and c.bucket <= n.last_at) s
-    where s.total >= n.threshold);
+      select meshaudit_private.dedupe_of(n.identity_source, n.user_identity, n.scope) as dedupe,
+        meshaudit_private.window_of(n.period, n.last_at) as window_start) d,
+    lateral (
+      select pg_catalog.sum(c.count)::pg_catalog.int8 as total, max(c.count) as most
+      from (
+        select pg_catalog.sum(c.count) as count
+        from meshaudit_private.alert_counts c
+        where c.rule = n.rule and c.identity_source = n.identity_source and c.user_identity = n.user_identity
+          and (n.scope is null or c.scope = n.scope) and c.bucket > n.last_at - n.period and c.bucket <= n.last_at
+        group by c.scope) c) s
+    where s.total >= n.threshold and (n.scope is not null or s.most < n.threshold or exists (
+      select from meshaudit_private.alerts a
+      where a.rule = n.rule and a.dedupe = d.dedupe and a.window_start = d.window_start)));
 end
 $$;
 comment on function meshaudit_private.hits_of_counts(bigint, bigint) is 'What reads and denials find in a range of the feed.';
@@ -139,7 +162,7 @@ begin
   )
   select
     (select pg_catalog.array_agg(row(h.rule, h.severity,
-        pg_catalog.concat_ws(' ', h.identity_source, h.user_identity, h.scope), h.window_start, h.scope, h.user_identity,
+        meshaudit_private.dedupe_of(h.identity_source, h.user_identity, h.scope), h.window_start, h.scope, h.user_identity,
         h.identity_source, h.told, h."timestamp", h.count, h.count, h.id, h.secret_id, h.secret_table,
         h.ip_address)::meshaudit_private.alert_hit)
       from (

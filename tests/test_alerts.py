@@ -58,6 +58,70 @@ def test_reads(calm: Db) -> None:
     assert event["user_identity"] == calm.pg.superuser
 
 
+SEEN = "select scope, count, message, last_at, entry_id, ip_address from meshaudit.alerts order by alert_id"
+
+
+@pytest.mark.parametrize("first", ["a", "b"])
+def test_what_an_auditor_of_one_scope_sees_is_of_that_scope(calm: Db, first: str) -> None:
+    """Whatever an identity does in other scopes, before, at the same time or later."""
+    rule(calm, "reads", threshold=5, period="1 day")
+    auditor = calm.connect(calm.role("auditor"))
+    calm.su.execute("select meshaudit.grant_auditor(%s, 'a')", [auditor.info.user])
+    secrets = {scope: write(calm.su, "k", scope) for scope in "abc"}
+    other = "b" if first == "a" else "a"
+    read(calm.su, secrets[first], 6)
+    feed(calm.su)
+    before = auditor.execute(SEEN.encode()).fetchall()
+    assert [row[:3] for row in before] == ([("a", 6, "6 reads within 1 day")] if first == "a" else [])
+    read(calm.su, secrets[other], 7)
+    read(calm.su, secrets["c"], 2)
+    feed(calm.su)
+    seen = auditor.execute(SEEN.encode()).fetchall()
+    if first == "a":
+        assert seen == before
+    else:
+        assert [row[:3] for row in seen] == [("a", 7, "7 reads within 1 day")]
+    # the whole: each scope that reaches it by itself, and no total besides
+    assert sorted(alerts(calm.su)) == sorted([("reads", first, 6), ("reads", other, 7)])
+
+
+def test_a_threshold_that_only_all_scopes_together_reach(calm: Db) -> None:
+    rule(calm, "reads", threshold=5, period="1 day")
+    auditor = calm.connect(calm.role("auditor"))
+    calm.su.execute("select meshaudit.grant_auditor(%s, 'a')", [auditor.info.user])
+    # '*' is a scope like any other to the vault, but only who sees everything sees it
+    secrets = {scope: write(calm.su, "k", scope) for scope in ("a", "b", "*")}
+    read(calm.su, secrets["a"], 2)
+    read(calm.su, secrets["b"], 2)
+    feed(calm.su)
+    assert alerts(calm.su) == []
+    read(calm.su, secrets["*"], 1)
+    feed(calm.su)
+    assert alerts(calm.su) == [("reads", "*", 5)]
+    assert auditor.execute(SEEN.encode()).fetchall() == []
+    # once raised, the total stays one, also when a scope has got there by itself
+    read(calm.su, secrets["a"], 4)
+    feed(calm.su)
+    assert alerts(calm.su) == [("reads", "*", 9), ("reads", "a", 6)]
+    assert [row[:2] for row in auditor.execute(SEEN.encode()).fetchall()] == [("a", 6)]
+    read(calm.su, secrets["*"], 5)
+    feed(calm.su)
+    assert alerts(calm.su) == [("reads", "*", 14), ("reads", "a", 6), ("reads", "*", 6)]
+
+
+def test_names_and_scopes_are_told_apart(calm: Db) -> None:
+    """Identity "eve a" in scope "b" is not identity "eve" in scope "a b"."""
+    rule(calm, "new_secret", learns="0")
+    role = calm.role("authenticator", "meshaudit_client")
+    gateway = calm.connect(role)
+    calm.su.execute("select meshaudit.set_setting('gateway_roles', %s)", [role])
+    for subject, scope in (("eve", "a b"), ("eve a", "b")):
+        gateway.execute("select set_config('request.jwt.claims', %s, false)", [f'{{"sub": "{subject}"}}'])
+        write(gateway, "k", scope)
+    feed(calm.su)
+    assert sorted(alerts(calm.su)) == [("new_secret", "a b", 1), ("new_secret", "b", 1)]
+
+
 def test_denials_and_rolled_back(db: Db) -> None:
     journal = Journal(db)
     quiet(db)
