@@ -6229,7 +6229,7 @@ create function meshaudit_private.text_settings(p_base oid, p_columns name[]) re
 language sql stable set search_path = ''
 as $$
   select case when pg_catalog.bool_and(a.atttypid = any (array['pg_catalog.uuid', 'pg_catalog.int2', 'pg_catalog.int4', 'pg_catalog.int8', 'pg_catalog.text', 'pg_catalog.varchar', 'pg_catalog.bpchar', 'pg_catalog.bool']::pg_catalog.regtype[]))
-    then '' else $s$ set datestyle = 'ISO, YMD' set timezone = 'UTC' set intervalstyle = 'postgres' set extra_float_digits = 1 set bytea_output = 'hex'$s$ end
+    then '' else $s$ set datestyle = 'ISO, YMD' set timezone = 'UTC' set intervalstyle = 'postgres' set extra_float_digits = 1 set bytea_output = 'hex' set quote_all_identifiers = off$s$ end
   from pg_catalog.pg_attribute a where a.attrelid = p_base and a.attname = any (p_columns)
 $$;
 
@@ -6782,6 +6782,8 @@ comment on function meshaudit_private.restore_statements(jsonb, oid, text) is 'S
 -- Steps of ours (begin, go on, finish) check, make functions and say what the owner has to do; run_statements() does that,
 -- as the table's owner: first it moves the table away, then it makes the view. In between the owner has USAGE on our schema, to name
 -- the functions; nobody else can see that, since it is not committed.
+--
+-- quote_all_identifiers is fixed wherever a name is made that stays: entries are searched and held by it.
 
 create function meshaudit_private.run_statements(p_statements text[], p_owner name) returns void
 language plpgsql volatile security invoker set search_path = ''
@@ -6921,7 +6923,7 @@ $$;
 
 create function meshaudit_private.protection_plan(p_target regclass, p_secrets text[], p_scope text, p_mode text, p_role name)
 returns setof text
-language plpgsql volatile security definer set search_path = ''
+language plpgsql volatile security definer set search_path = '' set quote_all_identifiers = off
 as $$
 declare
   p constant meshaudit_private.protections := meshaudit_private.planned(p_target, p_secrets, p_scope, p_mode, p_role);
@@ -6937,7 +6939,7 @@ grant execute on function meshaudit_private.protection_plan(regclass, text[], te
 -- Who protects a table of his own and does not commit keeps nobody waiting for long.
 create function meshaudit_private.begin_protect(p_target regclass, p_secrets text[], p_scope text, p_mode text, p_role name)
 returns table (statements text[], owner name)
-language plpgsql volatile security definer set search_path = '' set lock_timeout = '10s'
+language plpgsql volatile security definer set search_path = '' set quote_all_identifiers = off set lock_timeout = '10s'
 as $$
 declare
   p meshaudit_private.protections;
@@ -6967,7 +6969,7 @@ grant execute on function meshaudit_private.begin_protect(regclass, text[], text
 
 -- Once the table has moved.
 create function meshaudit_private.go_on_protect(p_target regclass) returns table (statements text[], owner name)
-language plpgsql volatile security definer set search_path = ''
+language plpgsql volatile security definer set search_path = '' set quote_all_identifiers = off
 as $$
 declare
   p meshaudit_private.protections;
@@ -6999,7 +7001,7 @@ end
 $$;
 
 create function meshaudit_private.finish_protect(p_target regclass, p_role name) returns text
-language plpgsql volatile security definer set search_path = ''
+language plpgsql volatile security definer set search_path = '' set quote_all_identifiers = off
 as $$
 declare
   p meshaudit_private.protections;
@@ -7078,7 +7080,7 @@ comment on function meshaudit.protection_plan(regclass, text[], text, text) is
 
 create function meshaudit_private.begin_unprotect(p_target regclass, p_role name)
 returns table (statements text[], owner name, base oid)
-language plpgsql volatile security definer set search_path = '' set lock_timeout = '10s'
+language plpgsql volatile security definer set search_path = '' set quote_all_identifiers = off set lock_timeout = '10s'
 as $$
 declare
   p meshaudit_private.protections;
@@ -7129,7 +7131,7 @@ revoke all on function meshaudit_private.begin_unprotect(regclass, name) from pu
 grant execute on function meshaudit_private.begin_unprotect(regclass, name) to meshaudit_client, meshaudit_operator;
 
 create function meshaudit_private.finish_unprotect(p_base oid, p_role name) returns text
-language plpgsql volatile security definer set search_path = ''
+language plpgsql volatile security definer set search_path = '' set quote_all_identifiers = off
 as $$
 declare
   p meshaudit_private.protections;
@@ -7208,7 +7210,7 @@ $$;
 comment on function meshaudit_private.triggers_of(oid) is 'A table''s own triggers that are shown its values, and whether their functions are of others than its owner.';
 
 create function meshaudit_private.protection_status() returns table ("check" text, ok boolean, detail text)
-language plpgsql volatile set search_path = ''
+language plpgsql volatile set search_path = '' set quote_all_identifiers = off
 as $$
 declare
   p meshaudit_private.protections;
