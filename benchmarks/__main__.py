@@ -53,7 +53,18 @@ def run_script(server: Server, script: str, clients: int, seconds: float, user: 
     with tempfile.NamedTemporaryFile("w", suffix=".sql") as file:
         file.write(script)
         file.flush()
-        command = [client("pgbench"), "-n", "-M", "prepared", "-c", clients, "-j", min(clients, 2), "-D", "i=-1"]
+        command = [
+            client("pgbench"),
+            "-n",
+            "-M",
+            "prepared",
+            "-c",
+            clients,
+            "-j",
+            min(clients, 2),
+            "-D",
+            "i=-1",
+        ]
         command += ["-T", int(seconds), "-f", file.name, server.dsn("bench", user=user)]
         done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=True)
     found = re.search(r"tps = ([\d.]+)", done.stdout)

@@ -25,7 +25,9 @@ CLIENTS = 32
 READ = "\\set n random(1, 10000)\nselect {name}((select id from bench.ids where n = :n));\n"
 INSERT = "insert into floor.{name} (project, key, value) values (1, 'k', '\\\\xabababababababab');\n"
 UPDATE = "\\set n random(1, 600000)\nupdate floor.{name} set value = '\\\\xcdcdcdcd' where id = :n;\n"
-DELETE = "\\set i :i + 1\n\\set n {start} + :i * 32 + :client_id + 1\ndelete from floor.{name} where id = :n;\n"
+DELETE = (
+    "\\set i :i + 1\n\\set n {start} + :i * 32 + :client_id + 1\ndelete from floor.{name} where id = :n;\n"
+)
 VIEWS = {
     "an INSTEAD OF trigger": "v_view",
     "and a row's trigger that does nothing": "v_nothing",

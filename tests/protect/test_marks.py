@@ -63,7 +63,9 @@ def test_a_snapshot_that_is_older_than_meshaudit_reads_nothing(db: Db, armed: bo
     older = Db(db.pg, name, "superuser", db.pg.superuser)
     try:
         reader = older.role("reader")
-        older.su.execute("create table s (id int primary key, value text); insert into s values (1, 'secret')")
+        older.su.execute(
+            "create table s (id int primary key, value text); insert into s values (1, 'secret')"
+        )
         older.su.execute(f"grant select on s to {reader}".encode())
         conn = older.connect(reader)
         conn.execute("begin isolation level repeatable read")
