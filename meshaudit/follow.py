@@ -9,7 +9,6 @@ import random
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import fields
-from datetime import timedelta
 from threading import Event
 from typing import Any
 
@@ -32,7 +31,8 @@ where f.kind = 'entry' and f.feed_id > %(last)s and f.feed_id <= %(newest)s
   and (%(secret_id)s::text is null or f.secret_id = %(secret_id)s::text)
   and (%(from_time)s::timestamptz is null or f."timestamp" >= %(from_time)s::timestamptz)
   and (%(to_time)s::timestamptz is null or f."timestamp" < %(to_time)s::timestamptz)
-  and (%(user_identity)s::text is null or f.user_identity = %(user_identity)s::text)
+  and (%(user_identity)s::text is null
+    or f.user_identity = any ((select meshaudit.reading_names(%(user_identity)s::text, %(pass)s))::text[]))
   and (%(access_type)s::text is null or f.access_type = %(access_type)s::text)
   and (%(operation)s::text is null or f.operation = %(operation)s::text)
   and (%(outcome)s::text is null or f.outcome = %(outcome)s::text)
@@ -40,6 +40,10 @@ where f.kind = 'entry' and f.feed_id > %(last)s and f.feed_id <= %(newest)s
   and (%(ip)s::inet is null or f.ip_address <<= %(ip)s::inet)
 order by f.feed_id limit {queries.PAGE}
 """
+
+# a few words on what is followed; the search before has told the filters
+_BEGIN = "select meshaudit.begin_reading('stream', 'logs --follow', %(user_identity)s::text)"
+_BEHIND = "select meshaudit.feed_is_behind()"
 
 Connect = Callable[[], contextlib.AbstractContextManager[psycopg.Connection[Any]]]
 
@@ -77,6 +81,7 @@ class _Follower:
         self._wanted = {field.name: getattr(filters, field.name) for field in fields(Filters)}
         self._filters, self._show, self._note, self._stop = filters, show, note, stop
         self.last: int | None = None
+        self._pass: str | None = None
         self._moved = time.monotonic()
         self._warned = False
 
@@ -86,8 +91,9 @@ class _Follower:
         if self.last is None:
             # Recorded: who follows, and from where on.
             next(queries.search(conn, self._filters, limit=1), None)
+            if self._filters.user_identity is not None:
+                self._pass = conn.execute(_BEGIN.encode(), self._wanted).fetchall()[0][0]
             self.last = self._range(conn)[1]
-            self._began = queries.server_time(conn)
             self._note("following; stop with Ctrl-C")
         while not self._stop.is_set():
             self._catch_up(conn)
@@ -102,7 +108,7 @@ class _Follower:
             if newest <= self.last:
                 return
             with conn.cursor(row_factory=_row) as cursor:
-                given = {**self._wanted, "last": self.last, "newest": newest}
+                given = {**self._wanted, "pass": self._pass, "last": self.last, "newest": newest}
                 found = cursor.execute(_NEW.encode(), given).fetchall()
             # Asked afterwards: what was dropped by then may have been missed.
             oldest = self._range(conn)[0]
@@ -126,14 +132,7 @@ class _Follower:
         if self._warned or time.monotonic() - self._moved < _STALE:
             return
         self._moved = time.monotonic()
-        recent = Filters(from_time=self._began, to_time=queries.server_time(conn, timedelta(seconds=_STALE)))
-        if recent.to_time is not None and recent.to_time <= self._began:
-            return
-        page: list[Entry] = next(queries.search(conn, recent, limit=1), [])
-        if not page:
-            return
-        known = "select from meshaudit.audit_feed f where f.lane = %s and f.seq = %s"
-        if conn.execute(known.encode(), [page[0].lane, page[0].seq]).rowcount == 0:
+        if conn.execute(_BEHIND.encode()).fetchone() == (True,):
             self._warned = True
             self._note(
                 "there are new entries, and the feed is not being filled:"

@@ -217,5 +217,18 @@ revoke all on function meshaudit_private.feed_range() from public;
 grant execute on function meshaudit_private.feed_range() to meshaudit_auditor;
 comment on function meshaudit_private.feed_range() is 'meshaudit.feed_range().';
 
+-- For who follows: asking the log would be an entry, which would have to be fed. Says nothing of what there is.
+create function meshaudit_private.feed_is_behind() returns boolean
+language sql volatile security definer set search_path = ''
+as $$
+  select coalesce(s.ran_at < pg_catalog.clock_timestamp() - '10 seconds'::pg_catalog.interval, true) and exists (
+    select from meshaudit_private.lane_heads h left join meshaudit_private.feed_lanes f on f.lane = h.lane
+    where h.seq > coalesce(f.seq, 0))
+  from meshaudit_private.feed_state s
+$$;
+revoke all on function meshaudit_private.feed_is_behind() from public;
+grant execute on function meshaudit_private.feed_is_behind() to meshaudit_auditor;
+comment on function meshaudit_private.feed_is_behind() is 'meshaudit.feed_is_behind().';
+
 -- It starts at the present, not with the whole history.
 insert into meshaudit_private.feed_lanes (lane, seq) select h.lane, h.seq from meshaudit_private.lane_heads h;

@@ -25,6 +25,14 @@ end;
 revoke all on function meshaudit.feed_range() from public;
 grant execute on function meshaudit.feed_range() to meshaudit_auditor;
 
+create function meshaudit.feed_is_behind() returns boolean
+language sql volatile security invoker
+return meshaudit_private.feed_is_behind();
+revoke all on function meshaudit.feed_is_behind() from public;
+grant execute on function meshaudit.feed_is_behind() to meshaudit_auditor;
+comment on function meshaudit.feed_is_behind() is
+  'Whether there are entries to feed, whoever may see them, and nobody has fed for 10 seconds.';
+
 comment on function meshaudit.feed() is
   'Feeds meshaudit.audit_feed: adds the entries committed since the last run, at most 10,000, and drops the oldest events beyond the setting feed_keep. Returns how many events it added: call it again while that is 10,000 or more. seal() does it too. One at a time: 0 if another runs.';
 comment on function meshaudit.seal() is

@@ -5,6 +5,7 @@ create function meshaudit_private.told_as(p_identity text) returns text
 language sql stable set search_path = ''
 as $$
   select case
+    when p_identity is null then null
     when not meshaudit_private.erasable() or p_identity ~ '^erasable:' or meshaudit_private.identity_kind(p_identity) = 'database'
       then p_identity
     else coalesce(nullif(pg_catalog.array_to_string((meshaudit_private.names_of(p_identity))[2:], ' '), ''), '(without a pseudonym)') end

@@ -179,6 +179,7 @@ def test_readings_are_recorded(api: Api, api_db: Db) -> None:
         ({"limit": "1001"}, "limit"),
         ({"limit": "x"}, "limit"),
         ({"cursor": "zz"}, "cursor"),
+        ({"cursor": "0" * 40}, "cursor"),
         ({"date_range": "2026-01-01"}, "date_range"),
         ({"date_range": "2026-01-02/2026-01-01"}, "date_range"),
         ({"date_range": "P1D/P1D"}, "date_range"),
@@ -335,6 +336,20 @@ def test_a_login_that_is_no_gateway(api_db: Db) -> None:
     api_db.pg.run(f"grant authenticated to {login}")
     with serving(api_db, login=login) as api:
         assert problem(api.get("/api/audit-logs", ALL), 503)["type"].endswith(":not-a-gateway")
+
+
+def test_a_login_that_is_a_gateway_no_more(api_db: Db) -> None:
+    login = gateway(api_db)
+    with serving(api_db, login=login) as api:
+        assert api.get("/api/audit-logs", ALL).status_code == 200
+        before = api_db.su.execute("select meshaudit.get_setting('gateway_roles')").fetchone()
+        assert before is not None
+        setting = "select meshaudit.set_setting('gateway_roles', %s)"
+        api_db.su.execute(setting, ["somebody_else"])
+        try:
+            assert problem(api.get("/api/audit-logs", ALL), 503)["type"].endswith(":not-a-gateway")
+        finally:
+            api_db.su.execute(setting, [before[0]])
 
 
 def test_without_authentication_on_loopback_it_is_the_login(api_db: Db) -> None:

@@ -130,6 +130,38 @@ def test_a_feed_that_nobody_fills_is_told(db: Db, monkeypatch: pytest.MonkeyPatc
     assert not follower.is_alive()
 
 
+def test_following_leaves_no_entries(db: Db, monkeypatch: pytest.MonkeyPatch) -> None:
+    """But one, when it begins: each other would have to be shown, too."""
+    role = db.role("auditor")
+    db.su.execute("select meshaudit.grant_auditor(%s)", [role])
+    monkeypatch.setattr(follow, "_STALE", 0.1)
+    notes: list[str] = []
+    stop = Event()
+    follower = Thread(
+        target=lambda: follow.follow(
+            lambda: connections.connect(db.dsn(role)), Filters(), lambda page: None, notes.append, stop
+        ),
+        daemon=True,
+    )
+    follower.start()
+    count = "select count(*) from meshaudit_private.ledger where secret_table = 'meshaudit.audit_logs'"
+    looks = "select backend_xmin is null and state = 'idle' from pg_stat_activity where usename = %s"
+    try:
+        wait_until(lambda: notes, 20, "the follower")
+        write(db.su, "seen")
+        db.su.execute("select meshaudit.feed()")
+        began = db.su.execute(count.encode()).fetchone()
+        for _ in range(8):
+            stop.wait(0.5)
+            db.su.execute("select meshaudit.feed()")
+        assert db.su.execute(looks.encode(), [role]).fetchone()
+        assert db.su.execute(count.encode()).fetchone() == began
+    finally:
+        stop.set()
+        follower.join(20)
+    assert len(notes) == 1
+
+
 def test_what_has_left_the_feed_is_no_silent_gap(db: Db) -> None:
     """A follower that was away for too long stops, and says what it has missed."""
     follower = follow._Follower(Filters(), lambda page: None, lambda text: None, Event())

@@ -83,12 +83,12 @@ async def export(
 async def _write(
     parts: Context, caller: Caller, request: Request, wanted: Filters, form: str
 ) -> AsyncGenerator[bytes, None]:
-    rows = _ROWS.format(shown=shown(), matching=matching(wanted))
-    statement = (_CSV if form == "csv" else _JSON).format(rows=rows)
     reading = Reading(parts, caller, request, "export", wanted, form)
     entries, whole = 0, False
     with parts.exports.taken(caller.subject):
         await reading.begun()
+        rows = _ROWS.format(shown=shown(), matching=matching(wanted, reading.names()))
+        statement = (_CSV if form == "csv" else _JSON).format(rows=rows)
         try:
             isolation = "repeatable read, read only"
             acting = parts.gate.acting(caller, request, isolation=isolation)

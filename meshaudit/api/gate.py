@@ -54,7 +54,6 @@ class Gate:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._believed = False
         self.pool: AsyncConnectionPool[Connection] = AsyncConnectionPool(
             settings.dsn,
             min_size=1,
@@ -107,16 +106,12 @@ class Gate:
         if cursor.rowcount != 1:
             # One answer for roles that do not exist and roles that may not be taken.
             raise forbidden("the token names no role that this server may take")
-        if not self._believed:
-            cursor = await conn.execute("select meshaudit.is_gateway() as believed")
-            row = await cursor.fetchone()
-            self._believed = bool(row and row["believed"])
-            if not self._believed:
-                # Otherwise everybody would count as the login, and see what that may see.
-                hint = "add the server's login to the setting gateway_roles: meshaudit.set_setting()"
-                raise unavailable(
-                    "not-a-gateway", "the database does not believe this server's claims", 60, hint
-                )
+        # each time: the setting may have changed
+        row = await (await conn.execute("select meshaudit.is_gateway() as believed")).fetchone()
+        if not (row and row["believed"]):
+            # Otherwise everybody would count as the login, and see what that may see.
+            hint = "add the server's login to the setting gateway_roles: meshaudit.set_setting()"
+            raise unavailable("not-a-gateway", "the database does not believe this server's claims", 60, hint)
 
     def _headers(self, request: Request) -> dict[str, str]:
         """What the database is told of the request's headers."""

@@ -2,6 +2,7 @@
 
 from typing import Annotated
 
+import psycopg
 from fastapi import APIRouter, Depends, Path, Query, Request
 from fastapi.responses import JSONResponse, Response
 from psycopg import sql
@@ -9,7 +10,7 @@ from psycopg import sql
 from meshaudit.api.context import Parts, Who
 from meshaudit.api.models import Entry, Page, problems
 from meshaudit.api.params import PageQuery, entry_id, no_query, single
-from meshaudit.api.problems import not_found
+from meshaudit.api.problems import bad_parameter, not_found
 from meshaudit.api.rows import shown
 
 router = APIRouter(tags=["audit log"])
@@ -42,7 +43,13 @@ async def search(
     named = {name: getattr(wanted, name) for name in wanted.__slots__}
     with parts.searches.taken(caller.subject):
         async with parts.gate.acting(caller, request) as conn:
-            cursor = await conn.execute(_SEARCH, {**named, "after": after, "page_size": size})
+            try:
+                cursor = await conn.execute(_SEARCH, {**named, "after": after, "page_size": size})
+            except psycopg.Error as exc:
+                if exc.sqlstate == "MA005" and "cursor" in (exc.diag.message_primary or ""):
+                    detail = "cursor is not one that this gave"
+                    raise bad_parameter("cursor", detail, "take next_cursor of the page before") from exc
+                raise
             items = await cursor.fetchall()
     cursors = [item.pop("cursor") for item in items]
     return JSONResponse({"items": items, "next_cursor": cursors[-1] if len(items) == size else None})

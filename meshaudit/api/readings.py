@@ -10,6 +10,7 @@ import logging
 
 import psycopg
 from fastapi import Request
+from psycopg import sql
 
 from meshaudit.api.auth import Caller
 from meshaudit.api.context import Context
@@ -21,6 +22,8 @@ _NOTE = """
 select meshaudit.note_reading(%(kind)s, %(filters)s, entries => %(entries)s::bigint, whole => %(whole)s,
   user_identity => %(user_identity)s)
 """
+_BEGIN = "select meshaudit.begin_reading(%(kind)s, %(filters)s, %(user_identity)s::text) as pass"
+_NAMES = sql.SQL("(select meshaudit.reading_names({}::text, {}::text))::text[]")
 # As search_audit_logs() tells them.
 _TOLD = {"from_time": "from", "to_time": "to"}
 _ENDING = 5.0  # seconds for the last entry
@@ -61,7 +64,16 @@ class Reading:
 
     async def begun(self) -> None:
         """The first entry: without it nothing is shown."""
-        await self._note(None, True)
+        async with self._parts.gate.acting(self._caller, self._request) as conn:
+            row = await (await conn.execute(_BEGIN, self._named)).fetchone()
+        assert row is not None
+        self._pass = row["pass"]
+
+    def names(self) -> sql.Composable | None:
+        """What the identity that is filtered by is called, if any is: an array, in the snapshot of whose
+        statement it is. Once the reading has begun."""
+        identity = self._named["user_identity"]
+        return None if identity is None else _NAMES.format(sql.Literal(identity), sql.Literal(self._pass))
 
     async def ended(self, entries: int, *, whole: bool = True) -> None:
         """How much it was. Said as well as can be: the first entry is there whatever happens here."""
@@ -72,6 +84,6 @@ class Reading:
             said = " ".join(str(exc).split())
             _log.warning("%s: the number of entries was not recorded: %s", self._named["kind"], said)
 
-    async def _note(self, entries: int | None, whole: bool) -> None:
+    async def _note(self, entries: int, whole: bool) -> None:
         async with self._parts.gate.acting(self._caller, self._request) as conn:
             await conn.execute(_NOTE, {**self._named, "entries": entries, "whole": whole})

@@ -30,16 +30,18 @@ def shown(*, fed: bool = False) -> sql.Composable:
     )
 
 
-def matching(wanted: Filters) -> sql.Composable:
+def matching(wanted: Filters, names: sql.Composable | None) -> sql.Composable:
     """The conditions on `l` that search_audit_logs() would apply; values are quoted here, since COPY takes
-    no parameters."""
+    no parameters. names: an array of what the identity is called."""
     tests: list[sql.Composable] = [sql.SQL("true")]
-    equal = ("secret_id", "user_identity", "access_type", "operation", "outcome", "scope")
+    equal = ("secret_id", "access_type", "operation", "outcome", "scope")
     tests += [
         sql.SQL("{} = {}::text").format(sql.Identifier("l", name), sql.Literal(value))
         for name in equal
         if (value := getattr(wanted, name)) is not None
     ]
+    if names is not None:
+        tests.append(sql.SQL("l.user_identity = any ({})").format(names))
     if wanted.from_time is not None:
         tests.append(
             sql.SQL('l."timestamp" >= {}::timestamptz').format(sql.Literal(wanted.from_time.isoformat()))

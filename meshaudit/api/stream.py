@@ -31,6 +31,7 @@ from meshaudit.api.problems import Problem, bad_parameter, gone, of_database
 from meshaudit.api.pump import Pump
 from meshaudit.api.readings import Reading
 from meshaudit.api.rows import matching, shown
+from meshaudit.queries import Filters
 
 router = APIRouter(tags=["audit log"])
 
@@ -59,7 +60,8 @@ class _Subscriber:
     parts: Context
     caller: Caller
     request: Request
-    where: sql.Composable
+    wanted: Filters
+    reading: Reading
     position: int = 0
     shown: int = 0  # entries
 
@@ -74,7 +76,7 @@ class _Subscriber:
         statement = _LOOK.format(
             shown=shown(fed=True),
             after=sql.Literal(self.position),
-            matching=self.where,
+            matching=matching(self.wanted, self.reading.names()),
             batch=sql.Literal(_BATCH),
         )
         async with self.parts.reading, self.parts.gate.acting(self.caller, self.request) as conn:
@@ -132,31 +134,31 @@ async def stream(
     ] = None,
 ) -> Response:
     wanted = query.filters()
-    follower = _Subscriber(parts, caller, request, matching(wanted))
     place = () if last_event_id is None else (f"after {last_event_id[:18]}",)
     reading = Reading(parts, caller, request, "stream", wanted, *place)
+    follower = _Subscriber(parts, caller, request, wanted, reading)
     if last_event_id is not None:
         if not re.fullmatch("[0-9]{1,18}", last_event_id, re.ASCII):
             raise bad_parameter("Last-Event-ID", "Last-Event-ID is not an id of this stream")
         follower.position = int(last_event_id)
-    chunks = await Pump(_follow(follower, reading, resume=last_event_id is not None)).started()
+    chunks = await Pump(_follow(follower, resume=last_event_id is not None)).started()
     return StreamingResponse(chunks, media_type="text/event-stream", headers={"X-Accel-Buffering": "no"})
 
 
-async def _follow(follower: _Subscriber, reading: Reading, *, resume: bool) -> AsyncGenerator[bytes, None]:
+async def _follow(follower: _Subscriber, *, resume: bool) -> AsyncGenerator[bytes, None]:
     with follower.parts.streams.taken(follower.caller.subject):
         if not resume:
             await follower.begin()
         moved = follower.parts.listener.moved
+        await follower.reading.begun()
         events, more = await follower.look()
-        await reading.begun()
         try:
             yield f"retry: {_RETRY}\n".encode() + _events(events, follower.position)
             async for chunk in _go_on(follower, moved, more):
                 yield chunk
         finally:
             if follower.shown:
-                await reading.ended(follower.shown)
+                await follower.reading.ended(follower.shown)
 
 
 async def _go_on(follower: _Subscriber, moved: asyncio.Event, more: bool) -> AsyncGenerator[bytes, None]:

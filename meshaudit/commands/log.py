@@ -52,6 +52,14 @@ def logs(
     """
     if follows and after is not None:
         raise BadArgument("--follow and --after exclude each other", "following starts now")
+    if follows:
+        source = context.get_parameter_source("limit")
+        limited = source is not None and source.name != "DEFAULT"
+        given_too = {"--archive": archive is not None, "--to": to_time is not None, "--limit": limited}
+        for option in (name for name, there in given_too.items() if there):
+            raise BadArgument(
+                f"--follow and {option} exclude each other", "following starts now and has no end"
+            )
     writer = output.writer(
         form or ("json" if wants_json(context, as_json) else "table"), sys.stdout, endless=follows
     )
