@@ -339,8 +339,9 @@ def test_a_login_that_is_no_gateway(api_db: Db) -> None:
 
 
 def test_a_login_that_is_a_gateway_no_more(api_db: Db) -> None:
-    login = gateway(api_db)
-    with serving(api_db, login=login) as api:
+    row = api_db.su.execute("select name from public.login").fetchone()
+    assert row is not None
+    with serving(api_db, login=row[0]) as api:
         assert api.get("/api/audit-logs", ALL).status_code == 200
         before = api_db.su.execute("select meshaudit.get_setting('gateway_roles')").fetchone()
         assert before is not None
