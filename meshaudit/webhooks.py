@@ -63,7 +63,17 @@ def send_due(conn: psycopg.Connection[Any]) -> Sent:
 
 
 def post(url: str, secret: str, message_id: str, body: dict[str, Any]) -> str | None:
-    """Send one message; returns what went wrong."""
+    """Send one message; returns what went wrong. Raises nothing, whatever it is."""
+    start = time.monotonic()
+    try:
+        return _post(url, secret, message_id, body)
+    except Exception as exc:
+        text = f"{type(exc).__name__} after {time.monotonic() - start:.1f} s: {exc}"
+        # as the database takes it
+        return text.encode(errors="backslashreplace").decode().replace("\0", "\\0")
+
+
+def _post(url: str, secret: str, message_id: str, body: dict[str, Any]) -> str | None:
     import httpx
     from standardwebhooks import Webhook
 
@@ -76,16 +86,12 @@ def post(url: str, secret: str, message_id: str, body: dict[str, Any]) -> str | 
         "webhook-timestamp": str(int(now.timestamp())),
         "webhook-signature": Webhook(secret).sign(message_id, now, text),
     }
-    start = time.monotonic()
-    try:
-        # No redirects: a signed message goes where it was meant to go. The answer's body is not read.
-        with (
-            httpx.Client(timeout=_TIMEOUT, follow_redirects=False, trust_env=False) as client,
-            client.stream("POST", url, content=text.encode(), headers=headers) as answer,
-        ):
-            return None if answer.is_success else f"HTTP {answer.status_code}"
-    except (httpx.HTTPError, httpx.InvalidURL, OSError) as exc:
-        return f"{type(exc).__name__} after {time.monotonic() - start:.1f} s: {exc}"
+    # No redirects: a signed message goes where it was meant to go. The answer's body is not read.
+    with (
+        httpx.Client(timeout=_TIMEOUT, follow_redirects=False, trust_env=False) as client,
+        client.stream("POST", url, content=text.encode(), headers=headers) as answer,
+    ):
+        return None if answer.is_success else f"HTTP {answer.status_code}"
 
 
 def follow(dsn: str, *, stop: Event, log: Any, pause: float = PAUSE) -> None:
@@ -100,10 +106,18 @@ def follow(dsn: str, *, stop: Event, log: Any, pause: float = PAUSE) -> None:
                         log("alerts sent", delivered=sent.delivered, failed=sent.failed)
                     delay, told = pause, ""
                     stop.wait(pause)
-        except (psycopg.Error, MeshauditError) as exc:
-            error = translate(exc) if isinstance(exc, psycopg.Error) else exc
+        except Exception as exc:
+            error = _ours(exc)
             if error.message != told:
                 log("alerts not sent", error=error.message, hint=error.hint)
                 told = error.message
             stop.wait(delay)
             delay = min(delay * 2, _LAST_DELAY)
+
+
+def _ours(exc: Exception) -> MeshauditError:
+    if isinstance(exc, MeshauditError):
+        return exc
+    if isinstance(exc, psycopg.Error):
+        return translate(exc)
+    return MeshauditError(f"{type(exc).__name__}: {exc}", "it is tried again")

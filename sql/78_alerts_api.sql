@@ -83,16 +83,32 @@ end
 $$;
 revoke all on function meshaudit.set_alert_rule(text, boolean, bigint, interval, interval, text, text, time, time, int[]) from public;
 
+create function meshaudit_private.is_webhook(p_url text) returns boolean
+language sql immutable
+return pg_catalog.char_length(p_url) <= 2000 and p_url !~ '[[:space:][:cntrl:]]'
+  and p_url ~ '^(https://[^/]+|http://(localhost|127[.]0[.]0[.]1|\[::1\])(:[0-9]+)?)(/.*)?$';
+
+-- As receivers decode it. An error would show the secret.
+create function meshaudit_private.is_signing_secret(p_secret text) returns boolean
+language plpgsql immutable set search_path = ''
+as $$
+begin
+  return p_secret ~ '^whsec_[A-Za-z0-9+/]+={0,2}$' and pg_catalog.char_length(p_secret) <= 100
+    and pg_catalog.octet_length(pg_catalog.decode(pg_catalog.substr(p_secret, 7), 'base64')) between 24 and 64;
+exception when data_exception then
+  return false;
+end
+$$;
+
 create function meshaudit.add_webhook(url text, secret text default null, out webhook_id int, out signing_secret text)
 language plpgsql volatile security definer set search_path = ''
 as $$
 begin
   signing_secret := coalesce(secret, 'whsec_' || pg_catalog.encode(pg_catalog.uuid_send(pg_catalog.gen_random_uuid())
     || pg_catalog.uuid_send(pg_catalog.gen_random_uuid()), 'base64'));
-  if url is null or url !~ '^(https://[^/ ]+|http://(localhost|127[.]0[.]0[.]1|\[::1\])(:[0-9]+)?)(/[^ ]*)?$'
-     or signing_secret !~ '^whsec_[A-Za-z0-9+/]{32,88}={0,2}$' then
-    raise exception 'a webhook takes an https URL and a secret of 24 to 64 bytes' using errcode = 'MA005',
-      hint = 'http is for localhost alone; a secret looks like whsec_ and base64; without one it is made.';
+  if not coalesce(meshaudit_private.is_webhook(url) and meshaudit_private.is_signing_secret(signing_secret), false) then
+    raise exception 'a webhook takes an https URL of at most 2000 characters and a secret of 24 to 64 bytes' using errcode = 'MA005',
+      hint = 'http is for localhost alone; a secret is whsec_ and valid base64; without one it is made.';
   end if;
   insert into meshaudit_private.webhooks (url, secret, added_by) values (add_webhook.url, signing_secret, session_user)
     returning webhooks.webhook_id into add_webhook.webhook_id;
@@ -173,6 +189,8 @@ comment on function meshaudit.acknowledge_alert(bigint, text) is 'Notes that the
 comment on function meshaudit.test_alert() is 'Raises an alert of rule test, which goes every way that alerts go; returns its id.';
 comment on function meshaudit.set_alert_rule(text, boolean, bigint, interval, interval, text, text, time, time, int[]) is
   'Changes an alert rule; what is null stays. Recorded as an update of meshaudit.alert_rules. Raises MA005 on a bad rule or value.';
+comment on function meshaudit_private.is_webhook(text) is 'Whether alerts can be sent to a URL: https, or http on this machine.';
+comment on function meshaudit_private.is_signing_secret(text) is 'Whether a secret is whsec_ and base64 of 24 to 64 bytes.';
 comment on function meshaudit.add_webhook(text, text) is 'Has alerts sent to a URL, signed by the Standard Webhooks scheme; returns the secret, made if none was given, for the receiver. Recorded.';
 comment on function meshaudit.remove_webhook(int) is 'No more alerts to that webhook; what waits for it goes. Recorded. False if there is none.';
 comment on function meshaudit.webhooks() is 'The webhooks, without their secrets: how many alerts wait, and the last error.';

@@ -1,5 +1,6 @@
 """Webhooks: a real receiver that verifies, duplicates, retries, and receivers that are dead or hang."""
 
+import base64
 import json
 import socket
 import threading
@@ -124,6 +125,7 @@ def test_it_gives_up_and_says_so(db: Db) -> None:
     ).fetchall()[0]
     assert not ok_
     assert "ConnectError" in detail
+    assert detail.startswith("1 given up")
 
 
 def test_a_hanging_receiver_costs_nothing(db: Db) -> None:
@@ -174,11 +176,84 @@ def test_bad_webhooks_are_refused(db: Db) -> None:
         ("file:///etc/passwd", None),
         ("http://localhost.evil.example/", None),
         ("http://127.0.0.1@evil.example/", None),
+        ("https://example.com/a\nb", None),
+        ("https://exam\tple.com/", None),
+        ("https://example.com/" + "x" * 2000, "whsec_" + "s" * 32),
         ("https://example.com/", "short"),
+        ("https://example.com/", "whsec_" + "A" * 33),
+        ("https://example.com/", "whsec_" + "A" * 34 + "="),
+        ("https://example.com/", "whsec_" + "A" * 28 + "===="),
+        ("https://example.com/", "whsec_" + "A" * 88),
+        ("https://example.com/", "whsec_" + "A" * 31 + "\n"),
     ):
         with pytest.raises(psycopg.Error) as refused:
             db.su.execute("select meshaudit.add_webhook(%s, %s)", [url, secret])
-        assert refused.value.sqlstate == "MA005", url
+        assert refused.value.sqlstate == "MA005", (url, secret)
+        assert refused.value.diag.message_hint
+        diag = refused.value.diag
+        told = f"{diag.message_primary}{diag.message_detail}{diag.message_hint}{diag.context}"
+        assert secret is None or secret not in told
+    assert db.su.execute("select from meshaudit.webhooks()").rowcount == 0
+    for size in (24, 25, 26, 64):
+        secret = "whsec_" + base64.b64encode(bytes(size)).decode()
+        db.su.execute("select meshaudit.add_webhook('https://example.com/', %s)", [secret])
+
+
+BROKEN = ("https://xn--/", "https://example.com:99999/", "https://[::1/", "https://exa\x00mple/")
+
+
+def test_whatever_is_wrong_with_one_is_its_deliverys_error(db: Db, receiver: Receiver) -> None:
+    """Also with rows that add_webhook() would refuse today."""
+    insert = "insert into meshaudit_private.webhooks (url, secret, added_by) values (%s, %s, 'test')"
+    good = "whsec_" + base64.b64encode(bytes(24)).decode()
+    for url, secret in (*((url, good) for url in BROKEN[:3]), ("https://example.com/", "whsec_" + "A" * 33)):
+        db.su.execute(insert, [url, secret])
+    receiver.secret = add(db, receiver.url)
+    one(db.su, "select meshaudit.test_alert()")
+    assert webhooks.send_due(db.su) == (1, 4)
+    assert len(receiver.messages) == 1
+    errors = [row[0] for row in db.su.execute("select last_error from meshaudit.webhooks()").fetchall()]
+    assert all(errors[:4]), errors
+    assert errors[4] is None
+
+
+@pytest.mark.parametrize("url", BROKEN)
+def test_post_raises_nothing(url: str) -> None:
+    said = webhooks.post(url, "whsec_" + base64.b64encode(bytes(24)).decode(), "msg_1", {"text": "\ud800"})
+    assert said
+    assert "\x00" not in said
+    said.encode()
+
+
+def test_the_thread_outlives_anything(db: Db, receiver: Receiver, monkeypatch: pytest.MonkeyPatch) -> None:
+    receiver.secret = add(db, receiver.url)
+    genuine = webhooks.available
+    raised: list[bool] = []
+
+    def failing() -> bool:
+        if not raised:
+            raised.append(True)
+            raise ZeroDivisionError("what nobody thought of")
+        return genuine()
+
+    monkeypatch.setattr(webhooks, "available", failing)
+    with following(db.dsn()) as events:
+        one(db.su, "select meshaudit.test_alert()")
+        wait_until(lambda: receiver.messages)
+    (told,) = [facts for name, facts in events if name == "alerts not sent"]
+    assert "ZeroDivisionError" in told["error"]
+
+
+def test_status_tells_what_nobody_sends(db: Db) -> None:
+    check = "select ok, detail from meshaudit.status() where \"check\" = 'alerts'"
+    add(db, "https://example.com/")
+    one(db.su, "select meshaudit.test_alert()")
+    assert db.su.execute(check).fetchall() == [(True, "no delivery is stuck")]
+    db.su.execute("update meshaudit_private.alert_outbox set next_at = now() - interval '6 minutes'")
+    ((fine, detail),) = db.su.execute(check).fetchall()
+    assert not fine
+    assert detail.startswith("1 deliveries overdue")
+    assert "meshaudit seal --follow" in detail
 
 
 def test_commands(db: Db, receiver: Receiver) -> None:

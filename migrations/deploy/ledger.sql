@@ -5598,16 +5598,32 @@ end
 $$;
 revoke all on function meshaudit.set_alert_rule(text, boolean, bigint, interval, interval, text, text, time, time, int[]) from public;
 
+create function meshaudit_private.is_webhook(p_url text) returns boolean
+language sql immutable
+return pg_catalog.char_length(p_url) <= 2000 and p_url !~ '[[:space:][:cntrl:]]'
+  and p_url ~ '^(https://[^/]+|http://(localhost|127[.]0[.]0[.]1|\[::1\])(:[0-9]+)?)(/.*)?$';
+
+-- As receivers decode it. An error would show the secret.
+create function meshaudit_private.is_signing_secret(p_secret text) returns boolean
+language plpgsql immutable set search_path = ''
+as $$
+begin
+  return p_secret ~ '^whsec_[A-Za-z0-9+/]+={0,2}$' and pg_catalog.char_length(p_secret) <= 100
+    and pg_catalog.octet_length(pg_catalog.decode(pg_catalog.substr(p_secret, 7), 'base64')) between 24 and 64;
+exception when data_exception then
+  return false;
+end
+$$;
+
 create function meshaudit.add_webhook(url text, secret text default null, out webhook_id int, out signing_secret text)
 language plpgsql volatile security definer set search_path = ''
 as $$
 begin
   signing_secret := coalesce(secret, 'whsec_' || pg_catalog.encode(pg_catalog.uuid_send(pg_catalog.gen_random_uuid())
     || pg_catalog.uuid_send(pg_catalog.gen_random_uuid()), 'base64'));
-  if url is null or url !~ '^(https://[^/ ]+|http://(localhost|127[.]0[.]0[.]1|\[::1\])(:[0-9]+)?)(/[^ ]*)?$'
-     or signing_secret !~ '^whsec_[A-Za-z0-9+/]{32,88}={0,2}$' then
-    raise exception 'a webhook takes an https URL and a secret of 24 to 64 bytes' using errcode = 'MA005',
-      hint = 'http is for localhost alone; a secret looks like whsec_ and base64; without one it is made.';
+  if not coalesce(meshaudit_private.is_webhook(url) and meshaudit_private.is_signing_secret(signing_secret), false) then
+    raise exception 'a webhook takes an https URL of at most 2000 characters and a secret of 24 to 64 bytes' using errcode = 'MA005',
+      hint = 'http is for localhost alone; a secret is whsec_ and valid base64; without one it is made.';
   end if;
   insert into meshaudit_private.webhooks (url, secret, added_by) values (add_webhook.url, signing_secret, session_user)
     returning webhooks.webhook_id into add_webhook.webhook_id;
@@ -5688,6 +5704,8 @@ comment on function meshaudit.acknowledge_alert(bigint, text) is 'Notes that the
 comment on function meshaudit.test_alert() is 'Raises an alert of rule test, which goes every way that alerts go; returns its id.';
 comment on function meshaudit.set_alert_rule(text, boolean, bigint, interval, interval, text, text, time, time, int[]) is
   'Changes an alert rule; what is null stays. Recorded as an update of meshaudit.alert_rules. Raises MA005 on a bad rule or value.';
+comment on function meshaudit_private.is_webhook(text) is 'Whether alerts can be sent to a URL: https, or http on this machine.';
+comment on function meshaudit_private.is_signing_secret(text) is 'Whether a secret is whsec_ and base64 of 24 to 64 bytes.';
 comment on function meshaudit.add_webhook(text, text) is 'Has alerts sent to a URL, signed by the Standard Webhooks scheme; returns the secret, made if none was given, for the receiver. Recorded.';
 comment on function meshaudit.remove_webhook(int) is 'No more alerts to that webhook; what waits for it goes. Recorded. False if there is none.';
 comment on function meshaudit.webhooks() is 'The webhooks, without their secrets: how many alerts wait, and the last error.';
@@ -5807,6 +5825,9 @@ declare
   v_behind pg_catalog.int8;
   v_age pg_catalog.interval;
   v_list pg_catalog.text;
+  v_given_up pg_catalog.int8;
+  v_failing pg_catalog.int8;
+  v_old constant pg_catalog.timestamptz := pg_catalog.clock_timestamp() - '5 minutes'::pg_catalog.interval;
 begin
   select * into s from meshaudit_private.feed_state;
   select coalesce(pg_catalog.sum(h.seq - coalesce(f.seq, 0)), 0) into v_behind
@@ -5838,14 +5859,22 @@ begin
   end if;
   return next;
 
+  -- overdue: nobody takes them; failing: taken, and not well for so long
   "check" := 'alerts';
-  select pg_catalog.count(*) filter (where o.next_at is not null and o.attempts > 0), max(o.error) into v_behind, v_list
+  select pg_catalog.count(*) filter (where o.next_at < v_old), pg_catalog.count(*) filter (where o.next_at is null),
+      pg_catalog.count(*) filter (where o.next_at >= v_old),
+      (pg_catalog.array_agg(o.error order by o.delivery_id desc) filter (where o.error is not null))[1]
+    into v_behind, v_given_up, v_failing, v_list
     from meshaudit_private.alert_outbox o
-    where o.next_at is null and o.error is not null or o.alert_id in (
-      select a.alert_id from meshaudit_private.alerts a where a.raised_at < pg_catalog.clock_timestamp() - '5 minutes'::pg_catalog.interval);
-  ok := v_behind = 0 and v_list is null;
-  detail := case when ok then 'no delivery is stuck'
-    else pg_catalog.format('%s deliveries stuck or given up; last error: %s; see meshaudit alerts webhooks', v_behind, coalesce(v_list, 'none')) end;
+    where o.next_at < v_old or o.next_at is null and o.error is not null
+      or o.next_at >= v_old and o.attempts > 0 and o.alert_id in (
+        select a.alert_id from meshaudit_private.alerts a where a.raised_at < v_old);
+  ok := v_behind + v_given_up + v_failing = 0;
+  detail := case when ok then 'no delivery is stuck' else pg_catalog.concat_ws('; ',
+    case when v_behind > 0 then pg_catalog.format('%s deliveries overdue: does meshaudit seal --follow run, with the extra alerts?', v_behind) end,
+    case when v_failing > 0 then pg_catalog.format('%s failing', v_failing) end,
+    case when v_given_up > 0 then pg_catalog.format('%s given up', v_given_up) end,
+    'last error: ' || v_list, 'see meshaudit alerts webhooks') end;
   return next;
 end
 $$;
