@@ -137,7 +137,7 @@ create table meshaudit_private.alert_outbox (
   error text
 );
 create index alert_outbox_next on meshaudit_private.alert_outbox (next_at) where next_at is not null;
-create index alert_outbox_webhook on meshaudit_private.alert_outbox (webhook_id);
+create index alert_outbox_webhook on meshaudit_private.alert_outbox (webhook_id, next_at);
 create index alert_outbox_alert on meshaudit_private.alert_outbox (alert_id);
 comment on table meshaudit_private.alert_outbox is 'Alerts to be sent; next_at is null once it was sent or given up (then there is an error).';
 

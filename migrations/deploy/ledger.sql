@@ -770,7 +770,7 @@ create table meshaudit_private.alert_outbox (
   error text
 );
 create index alert_outbox_next on meshaudit_private.alert_outbox (next_at) where next_at is not null;
-create index alert_outbox_webhook on meshaudit_private.alert_outbox (webhook_id);
+create index alert_outbox_webhook on meshaudit_private.alert_outbox (webhook_id, next_at);
 create index alert_outbox_alert on meshaudit_private.alert_outbox (alert_id);
 comment on table meshaudit_private.alert_outbox is 'Alerts to be sent; next_at is null once it was sent or given up (then there is an error).';
 
@@ -5660,29 +5660,33 @@ $$;
 revoke all on function meshaudit.webhooks() from public;
 grant execute on function meshaudit.webhooks() to meshaudit_operator;
 
--- What is due, leased for a minute: who takes it and dies leaves it to be taken again, with the same message_id.
-create function meshaudit.take_deliveries(most int default 20)
-returns table (delivery_id bigint, url text, secret text, message_id text, body jsonb)
+-- What is due, leased for a minute: who takes it and dies leaves it to be taken again, with the same message_id. A sender
+-- that names the webhooks where it is still sending is not kept from the others by one that hangs.
+create function meshaudit.take_deliveries(most int default 20, per_webhook int default null, busy int[] default '{}')
+returns table (delivery_id bigint, webhook_id int, url text, secret text, message_id text, body jsonb)
 language sql volatile security definer set search_path = ''
 as $$
   with taken as (
     update meshaudit_private.alert_outbox o
       set attempts = o.attempts + 1, next_at = pg_catalog.clock_timestamp() + '1 minute'::pg_catalog.interval
       where o.delivery_id in (
-        select d.delivery_id from meshaudit_private.alert_outbox d
-        where d.next_at <= pg_catalog.clock_timestamp() order by d.next_at limit least(greatest(most, 0), 100)
-        for update skip locked)
+        select d.delivery_id from meshaudit_private.webhooks h,
+          lateral (
+            select b.delivery_id, b.next_at from meshaudit_private.alert_outbox b
+            where b.webhook_id = h.webhook_id and b.next_at <= pg_catalog.clock_timestamp() order by b.next_at
+            limit least(per_webhook, most, 100) for update skip locked) d
+        where h.webhook_id <> all (busy) order by d.next_at limit least(greatest(most, 0), 100))
       returning o.delivery_id, o.webhook_id, o.alert_id, o.message_id
   )
-  select t.delivery_id, w.url, w.secret, t.message_id, pg_catalog.jsonb_build_object('type', 'meshaudit.alert',
+  select t.delivery_id, t.webhook_id, w.url, w.secret, t.message_id, pg_catalog.jsonb_build_object('type', 'meshaudit.alert',
     'timestamp', a.raised_at, 'data', meshaudit_private.alert_json(a, r.count))
   from taken t
   join meshaudit_private.webhooks w on w.webhook_id = t.webhook_id
   join meshaudit_private.alerts a on a.alert_id = t.alert_id
   join meshaudit_private.alert_repeats r on r.alert_id = t.alert_id
 $$;
-revoke all on function meshaudit.take_deliveries(int) from public;
-grant execute on function meshaudit.take_deliveries(int) to meshaudit_operator;
+revoke all on function meshaudit.take_deliveries(int, int, int[]) from public;
+grant execute on function meshaudit.take_deliveries(int, int, int[]) to meshaudit_operator;
 
 -- Null p_error: it was taken. Else again after 5 s, 10 s, 20 s … at most 6 h, 20 times: three days.
 create function meshaudit.end_delivery(delivery_id bigint, error text default null) returns void
@@ -5709,7 +5713,8 @@ comment on function meshaudit_private.is_signing_secret(text) is 'Whether a secr
 comment on function meshaudit.add_webhook(text, text) is 'Has alerts sent to a URL, signed by the Standard Webhooks scheme; returns the secret, made if none was given, for the receiver. Recorded.';
 comment on function meshaudit.remove_webhook(int) is 'No more alerts to that webhook; what waits for it goes. Recorded. False if there is none.';
 comment on function meshaudit.webhooks() is 'The webhooks, without their secrets: how many alerts wait, and the last error.';
-comment on function meshaudit.take_deliveries(int) is 'Alerts to be sent now, with the secret to sign with, for a sender; end_delivery() says how it went.';
+comment on function meshaudit.take_deliveries(int, int, int[]) is
+  'Alerts to be sent now, with the secret to sign with, for a sender: so many at most, so many a webhook, and none of webhooks that are busy; end_delivery() says how it went.';
 comment on function meshaudit.end_delivery(bigint, text) is 'How a delivery went: null is well, else it comes again later, 20 times at most.';
 
 -- sql/79_tick.sql
