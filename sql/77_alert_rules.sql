@@ -47,7 +47,7 @@ as $$
       end as message
     from meshaudit.audit_feed f
     join meshaudit_private.alert_rules r on r.enabled and r.rule in ('rolled_back', 'gap', 'hours') and case r.rule
-      when 'rolled_back' then f.outcome = 'rolled_back' and f.operation = 'read'
+      when 'rolled_back' then f.outcome = 'rolled_back' and f.operation = 'read' and meshaudit_private.is_access(f.secret_table)
       when 'gap' then f.secret_table = 'meshaudit.journal' and f.secret_id ~ '^gap '
       when 'hours' then meshaudit_private.is_access(f.secret_table) and not (
         extract(isodow from f."timestamp" at time zone r.time_zone) = any (r.days)

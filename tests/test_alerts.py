@@ -140,6 +140,22 @@ def test_denials_and_rolled_back(db: Db) -> None:
     assert [row[0] for row in alerts(db.su)] == ["denials", "rolled_back"]
 
 
+def test_reading_the_log_reads_no_secret(db: Db) -> None:
+    journal = Journal(db)
+    quiet(db)
+    rule(db, "rolled_back")
+    auditor = db.connect(db.role("auditor"))
+    db.su.execute("select meshaudit.grant_auditor(%s)", [auditor.info.user])
+    auditor.execute("begin")
+    auditor.execute("select * from meshaudit.audit_logs")
+    auditor.execute("select * from meshaudit.search_audit_logs()")
+    auditor.execute("rollback")
+    journal.seal()
+    undone = "select distinct secret_table from meshaudit.audit_feed where outcome = 'rolled_back'"
+    assert db.su.execute(undone).fetchall() == [("meshaudit.audit_logs",)]
+    assert alerts(db.su) == []
+
+
 def test_new_secret_and_learning(calm: Db) -> None:
     rule(calm, "new_secret")
     first = write(calm.su, "first")
