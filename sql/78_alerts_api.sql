@@ -62,7 +62,9 @@ begin
       period = coalesce(set_alert_rule.period, r.period), learns = coalesce(set_alert_rule.learns, r.learns),
       severity = coalesce(set_alert_rule.severity, r.severity), time_zone = coalesce(set_alert_rule.time_zone, r.time_zone),
       opens = coalesce(set_alert_rule.opens, r.opens), closes = coalesce(set_alert_rule.closes, r.closes),
-      days = coalesce(set_alert_rule.days, r.days)
+      days = coalesce(set_alert_rule.days, r.days),
+      failure = case when set_alert_rule.enabled is distinct from false then r.failure end,
+      behind = case when set_alert_rule.enabled is distinct from false then r.behind end
       where r.rule = set_alert_rule.rule
         and (set_alert_rule.threshold is null or r.threshold is not null)
         and (set_alert_rule.learns is null or r.learns is not null)
@@ -71,7 +73,7 @@ begin
     v_found := found;
   exception when check_violation or data_exception then
     raise exception 'bad value for alert rule "%"', rule using errcode = 'MA005',
-      hint = 'severity: info, warning, critical; threshold from 1; period 10 seconds to 31 days; learns 0 to 366 days; days 1 (Monday) to 7; time_zone as in pg_timezone_names.';
+      hint = 'severity: info, warning, critical; threshold from 1; period 10 seconds to 31 days, without months or years; learns 0 to 366 days; days 1 (Monday) to 7; time_zone as in pg_timezone_names.';
   end;
   if not v_found then
     raise exception 'no alert rule "%" that takes these values', pg_catalog."left"(rule, 100) using errcode = 'MA005',

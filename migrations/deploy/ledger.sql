@@ -644,18 +644,23 @@ create table meshaudit_private.alert_rules (
   enabled boolean not null,
   severity text not null check (severity in ('info', 'warning', 'critical')),
   threshold bigint check (threshold between 1 and 1000000000),
-  period interval not null check (period between '10 seconds' and '31 days'),
+  period interval not null
+    check (period between '10 seconds' and '31 days' and extract(year from period) = 0 and extract(month from period) = 0),
   learns interval check (learns between '0' and '366 days'),
   time_zone text,
   opens time,
   closes time,
   days int[] check (days <@ array[1, 2, 3, 4, 5, 6, 7]),
   enabled_at timestamptz not null default clock_timestamp(),
-  about text not null
+  about text not null,
+  failure text,
+  behind bigint
 );
 comment on table meshaudit_private.alert_rules is 'Rules of alerts; change them with meshaudit.set_alert_rule().';
 comment on column meshaudit_private.alert_rules.period is 'The window of counting; and one alert a window, identity and scope.';
 comment on column meshaudit_private.alert_rules.learns is 'For so long after it is enabled, a rule about what is new only learns.';
+comment on column meshaudit_private.alert_rules.failure is 'Why it failed when it was last applied; the others go on.';
+comment on column meshaudit_private.alert_rules.behind is 'Up to which event it has looked, if that is less than alert_state says.';
 
 insert into meshaudit_private.alert_rules (rule, enabled, severity, threshold, period, learns, time_zone, opens, closes, days, about) values
   ('reads', true, 'warning', 1000, '5 minutes', null, null, null, null, null, 'so many reads of an identity in a window'),
@@ -674,7 +679,8 @@ create table meshaudit_private.alert_state (
   evaluated_id bigint not null default 0,
   last_alert_id bigint not null default 0,
   checked_at timestamptz not null default '-infinity',
-  seen bigint not null default 0
+  seen bigint not null default 0,
+  failure text
 );
 insert into meshaudit_private.alert_state default values;
 comment on table meshaudit_private.alert_state is 'Up to which event the rules have looked, and counters: one row.';
@@ -5154,7 +5160,7 @@ return pg_catalog.concat_ws(' ', p_source, pg_catalog.char_length(p_identity), p
 comment on function meshaudit_private.dedupe_of(text, text, text) is 'Names whom an alert is about: an identity, in a scope or in all.';
 
 -- Rules of one entry each: rolled_back, gap, hours.
-create function meshaudit_private.hits_of_entries(p_after bigint, p_upto bigint) returns meshaudit_private.alert_hit[]
+create function meshaudit_private.hits_of_entries(p_rules text[], p_after bigint, p_upto bigint) returns meshaudit_private.alert_hit[]
 language sql stable set search_path = ''
 as $$
   select pg_catalog.array_agg(row(h.rule, h.severity, meshaudit_private.dedupe_of(h.identity_source, h.user_identity, h.scope),
@@ -5173,7 +5179,7 @@ as $$
           pg_catalog.to_char(f."timestamp" at time zone r.time_zone, 'Dy HH24:MI'), r.time_zone)
       end as message
     from meshaudit.audit_feed f
-    join meshaudit_private.alert_rules r on r.enabled and r.rule in ('rolled_back', 'gap', 'hours') and case r.rule
+    join meshaudit_private.alert_rules r on r.rule = any (p_rules) and case r.rule
       when 'rolled_back' then f.outcome = 'rolled_back' and f.operation = 'read' and meshaudit_private.is_access(f.secret_table)
       when 'gap' then f.secret_table = 'meshaudit.journal' and f.secret_id ~ '^gap '
       when 'hours' then meshaudit_private.is_access(f.secret_table) and not (
@@ -5188,13 +5194,13 @@ as $$
     order by r.rule, f.identity_source, f.user_identity, f.scope,
       meshaudit_private.window_of(r.period, f."timestamp"), f.feed_id) h
 $$;
-comment on function meshaudit_private.hits_of_entries(bigint, bigint) is 'What rolled_back, gap and hours find in a range of the feed.';
+comment on function meshaudit_private.hits_of_entries(text[], bigint, bigint) is 'What rolled_back, gap and hours find in a range of the feed.';
 
 -- Rules that count: reads, denials. A window slides by sixths.
 --
 -- What an auditor of one scope is told depends on no other: each scope is counted for itself. The total is for who sees
 -- everything: where several scopes reach the threshold and none does alone, and from then on for its window.
-create function meshaudit_private.hits_of_counts(p_after bigint, p_upto bigint) returns meshaudit_private.alert_hit[]
+create function meshaudit_private.hits_of_counts(p_rules text[], p_after bigint, p_upto bigint) returns meshaudit_private.alert_hit[]
 language plpgsql volatile set search_path = ''
 as $$
 begin
@@ -5202,7 +5208,7 @@ begin
     select r.rule, f.identity_source, n.who, f.scope, meshaudit_private.window_of(r.period / 6, f."timestamp"), pg_catalog.count(*)
     from meshaudit.audit_feed f
     cross join lateral (select meshaudit_private.first_name(f.user_identity)) n (who)
-    join meshaudit_private.alert_rules r on r.enabled and r.rule in ('reads', 'denials') and case r.rule
+    join meshaudit_private.alert_rules r on r.rule = any (p_rules) and case r.rule
       when 'reads' then f.operation = 'read' and f.outcome <> 'denied'
       when 'denials' then f.outcome = 'denied' else false end
     where f.feed_id > p_after and f.feed_id <= p_upto and f.kind = 'entry' and meshaudit_private.is_access(f.secret_table)
@@ -5215,7 +5221,7 @@ begin
         min(f.ip_address) as ip, max(f.ip_address) as last_ip
       from meshaudit.audit_feed f
       cross join lateral (select meshaudit_private.first_name(f.user_identity)) w (who)
-      join meshaudit_private.alert_rules r on r.enabled and r.rule in ('reads', 'denials') and case r.rule
+      join meshaudit_private.alert_rules r on r.rule = any (p_rules) and case r.rule
         when 'reads' then f.operation = 'read' and f.outcome <> 'denied'
         when 'denials' then f.outcome = 'denied' else false end
       where f.feed_id > p_after and f.feed_id <= p_upto and f.kind = 'entry'
@@ -5250,10 +5256,10 @@ begin
       where a.rule = n.rule and a.dedupe = d.dedupe and a.window_start = d.window_start)));
 end
 $$;
-comment on function meshaudit_private.hits_of_counts(bigint, bigint) is 'What reads and denials find in a range of the feed.';
+comment on function meshaudit_private.hits_of_counts(text[], bigint, bigint) is 'What reads and denials find in a range of the feed.';
 
 -- Rules about what is new: new_secret, new_network. What was not used for 90 days is new again.
-create function meshaudit_private.hits_of_news(p_after bigint, p_upto bigint) returns meshaudit_private.alert_hit[]
+create function meshaudit_private.hits_of_news(p_rules text[], p_after bigint, p_upto bigint) returns meshaudit_private.alert_hit[]
 language plpgsql volatile set search_path = ''
 as $$
 declare
@@ -5266,7 +5272,7 @@ begin
       f.scope, f.id, f.secret_id, f.secret_table, f.ip_address, f."timestamp"
     from meshaudit.audit_feed f
     cross join lateral (select meshaudit_private.first_name(f.user_identity)) v (who)
-    join meshaudit_private.alert_rules r on r.enabled and r.rule in ('new_secret', 'new_network'),
+    join meshaudit_private.alert_rules r on r.rule = any (p_rules),
     lateral (
       select pg_catalog.sha256(pg_catalog.convert_to(f.secret_table || ' ' || f.secret_id, 'UTF8')), 'a first access to this secret'
         where r.rule = 'new_secret' and f.outcome <> 'denied'
@@ -5306,10 +5312,10 @@ begin
   return v_hits;
 end
 $$;
-comment on function meshaudit_private.hits_of_news(bigint, bigint) is 'What new_secret and new_network find in a range of the feed.';
+comment on function meshaudit_private.hits_of_news(text[], bigint, bigint) is 'What new_secret and new_network find in a range of the feed.';
 
 -- Rules about the system; p_quiet is how long nobody had fed although there was something to feed.
-create function meshaudit_private.hits_of_system(p_quiet interval) returns meshaudit_private.alert_hit[]
+create function meshaudit_private.hits_of_system(p_rules text[], p_quiet interval) returns meshaudit_private.alert_hit[]
 language sql stable set search_path = ''
 as $$
   select pg_catalog.array_agg(row(r.rule, r.severity, '', meshaudit_private.window_of(r.period, f.at), '*', null, null,
@@ -5338,9 +5344,9 @@ as $$
     when 'lag' then f.threshold >= r.threshold
     when 'partitions' then -f.threshold < r.threshold
     else true end
-  where r.enabled
+  where r.rule = any (p_rules)
 $$;
-comment on function meshaudit_private.hits_of_system(interval) is 'What lag and partitions find.';
+comment on function meshaudit_private.hits_of_system(text[], interval) is 'What lag and partitions find.';
 
 -- Each verification is told once; several failed ones of a run are one hit.
 create function meshaudit_private.hits_of_verifications() returns meshaudit_private.alert_hit[]
@@ -5361,12 +5367,34 @@ begin
   select pg_catalog.array_agg(row(r.rule, r.severity, '', meshaudit_private.window_of(r.period, f.at), '*', null, null,
       f.message, f.at, f.count, f.count, null, null, null, null)::meshaudit_private.alert_hit)
     into v_hits
-    from failed f join meshaudit_private.alert_rules r on r.rule = 'verification' and r.enabled
+    from failed f join meshaudit_private.alert_rules r on r.rule = 'verification'
     where f.count > 0;
   return v_hits;
 end
 $$;
 comment on function meshaudit_private.hits_of_verifications() is 'What verification finds: results that were recorded since the last run.';
+
+-- Rules of one kind find in one pass what they find.
+create function meshaudit_private.kind_of(p_rule text) returns text
+language sql immutable
+return case when p_rule in ('reads', 'denials') then 'counts' when p_rule in ('new_secret', 'new_network') then 'news'
+  when p_rule in ('lag', 'partitions') then 'system' when p_rule = 'verification' then 'verifications' else 'entries' end;
+comment on function meshaudit_private.kind_of(text) is 'Which function finds what a rule is about.';
+
+create function meshaudit_private.hits_of(p_kind text, p_rules text[], p_after bigint, p_upto bigint, p_quiet interval)
+returns meshaudit_private.alert_hit[]
+language plpgsql volatile set search_path = ''
+as $$
+begin
+  return case p_kind
+    when 'entries' then meshaudit_private.hits_of_entries(p_rules, p_after, p_upto)
+    when 'counts' then meshaudit_private.hits_of_counts(p_rules, p_after, p_upto)
+    when 'news' then meshaudit_private.hits_of_news(p_rules, p_after, p_upto)
+    when 'system' then meshaudit_private.hits_of_system(p_rules, p_quiet)
+    when 'verifications' then meshaudit_private.hits_of_verifications() end;
+end
+$$;
+comment on function meshaudit_private.hits_of(text, text[], bigint, bigint, interval) is 'What rules of one kind find.';
 
 -- sql/78_alerts.sql
 
@@ -5455,29 +5483,97 @@ end
 $$;
 comment on function meshaudit_private.forget() is 'Drops what rules and the outbox need no more.';
 
--- The rules' turn over what is new in the feed, up to p_upto; returns how many alerts, and events, it added. What fails is
--- looked at again the next time.
+-- Rules of one kind, in a transaction of their own. If one fails it is found out which, and noted; the others go on. Returns
+-- how many alerts are new, null if a single rule has failed.
+create function meshaudit_private.apply_rules(
+  p_kind text, p_rules text[], p_after bigint, p_upto bigint, p_quiet interval, p_last_id bigint
+) returns bigint
+language plpgsql volatile set search_path = ''
+as $$
+declare
+  v_made pg_catalog.int8;
+  v_rule pg_catalog.text;
+begin
+  begin
+    v_made := meshaudit_private.raise_alerts(
+      meshaudit_private.hits_of(p_kind, p_rules, p_after, p_upto, p_quiet), p_last_id);
+    update meshaudit_private.alert_rules r set failure = null where r.rule = any (p_rules) and r.failure is not null;
+    return v_made;
+  exception when others then
+    if pg_catalog.cardinality(p_rules) = 1 then
+      update meshaudit_private.alert_rules r set failure = pg_catalog."left"(sqlerrm, 200), behind = coalesce(r.behind, p_after)
+        where r.rule = p_rules[1];
+      return null;
+    end if;
+  end;
+  v_made := 0;
+  foreach v_rule in array p_rules loop
+    v_made := v_made + coalesce(meshaudit_private.apply_rules(
+      p_kind, array[v_rule], p_after, p_upto, p_quiet, p_last_id + v_made), 0);
+  end loop;
+  return v_made;
+end
+$$;
+comment on function meshaudit_private.apply_rules(text, text[], bigint, bigint, interval, bigint) is
+  'Raises what rules of one kind find; returns how many alerts are new. A rule that fails is noted, and holds up no other.';
+
+-- The rules' turn over what is new in the feed, up to p_upto; returns how many alerts, and events, it added. A rule that
+-- fails looks at the same again, some seconds later, as far as that is still in the feed.
 create function meshaudit_private.evaluate(p_upto bigint, p_quiet interval) returns bigint
 language plpgsql volatile set search_path = ''
 as $$
 declare
+  c_most constant pg_catalog.int8 := 20000;
   s meshaudit_private.alert_state;
+  r meshaudit_private.alert_rules;
   v_upto pg_catalog.int8;
-  v_hits meshaudit_private.alert_hit[];
+  v_from pg_catalog.int8;
+  v_new pg_catalog.int8;
+  v_made pg_catalog.int8 := 0;
+  v_kind pg_catalog.text;
+  v_rules pg_catalog.text[];
+  v_behind pg_catalog.text[];
+  v_check pg_catalog.bool;
 begin
   select * into s from meshaudit_private.alert_state;
-  v_upto := least(p_upto, s.evaluated_id + 20000);
+  v_upto := least(p_upto, s.evaluated_id + c_most);
+  v_check := p_quiet > '10 seconds'::pg_catalog.interval
+    or s.checked_at < pg_catalog.clock_timestamp() - '10 seconds'::pg_catalog.interval;
+  v_behind := array(select b.rule from meshaudit_private.alert_rules b where b.enabled and b.behind is not null);
+  for r in
+    select * from meshaudit_private.alert_rules b where b.rule = any (v_behind) and (v_check or b.failure is null)
+  loop
+    v_from := greatest(r.behind, (select min(f.feed_id) - 1 from meshaudit.audit_feed f));
+    v_new := meshaudit_private.apply_rules(meshaudit_private.kind_of(r.rule), array[r.rule], v_from,
+      least(v_upto, v_from + c_most), p_quiet, p_upto + v_made);
+    if v_new is not null then
+      v_made := v_made + v_new;
+      update meshaudit_private.alert_rules b set behind = nullif(least(v_upto, v_from + c_most), v_upto) where b.rule = r.rule;
+    end if;
+  end loop;
+
+  foreach v_kind in array array['entries', 'counts', 'news', 'system', 'verifications'] loop
+    v_rules := array(select b.rule from meshaudit_private.alert_rules b
+      where b.enabled and meshaudit_private.kind_of(b.rule) = v_kind and b.rule <> all (v_behind) order by b.rule);
+    if v_rules <> '{}' and (v_kind in ('system', 'verifications') and v_check
+       or v_kind not in ('system', 'verifications') and v_upto > s.evaluated_id) then
+      v_made := v_made + coalesce(meshaudit_private.apply_rules(
+        v_kind, v_rules, s.evaluated_id, v_upto, p_quiet, p_upto + v_made), 0);
+    end if;
+  end loop;
   if v_upto > s.evaluated_id then
-    v_hits := meshaudit_private.hits_of_entries(s.evaluated_id, v_upto)
-      || meshaudit_private.hits_of_counts(s.evaluated_id, v_upto)
-      || meshaudit_private.hits_of_news(s.evaluated_id, v_upto);
     update meshaudit_private.alert_state set evaluated_id = v_upto where singleton;
   end if;
-  if p_quiet > '10 seconds'::pg_catalog.interval or s.checked_at < pg_catalog.clock_timestamp() - '10 seconds'::pg_catalog.interval then
-    v_hits := v_hits || meshaudit_private.hits_of_system(p_quiet) || meshaudit_private.hits_of_verifications();
-    perform meshaudit_private.forget();
+  if v_check then
+    begin
+      perform meshaudit_private.forget();
+      update meshaudit_private.alert_state set failure = null where singleton and failure is not null;
+    exception when others then
+      update meshaudit_private.alert_state set failure = pg_catalog."left"(sqlerrm, 200), checked_at = pg_catalog.clock_timestamp()
+        where singleton;
+    end;
   end if;
-  return meshaudit_private.raise_alerts(v_hits, p_upto);
+  return v_made;
 end
 $$;
 comment on function meshaudit_private.evaluate(bigint, interval) is 'Applies the rules to new events; returns how many alerts it raised.';
@@ -5577,7 +5673,9 @@ begin
       period = coalesce(set_alert_rule.period, r.period), learns = coalesce(set_alert_rule.learns, r.learns),
       severity = coalesce(set_alert_rule.severity, r.severity), time_zone = coalesce(set_alert_rule.time_zone, r.time_zone),
       opens = coalesce(set_alert_rule.opens, r.opens), closes = coalesce(set_alert_rule.closes, r.closes),
-      days = coalesce(set_alert_rule.days, r.days)
+      days = coalesce(set_alert_rule.days, r.days),
+      failure = case when set_alert_rule.enabled is distinct from false then r.failure end,
+      behind = case when set_alert_rule.enabled is distinct from false then r.behind end
       where r.rule = set_alert_rule.rule
         and (set_alert_rule.threshold is null or r.threshold is not null)
         and (set_alert_rule.learns is null or r.learns is not null)
@@ -5586,7 +5684,7 @@ begin
     v_found := found;
   exception when check_violation or data_exception then
     raise exception 'bad value for alert rule "%"', rule using errcode = 'MA005',
-      hint = 'severity: info, warning, critical; threshold from 1; period 10 seconds to 31 days; learns 0 to 366 days; days 1 (Monday) to 7; time_zone as in pg_timezone_names.';
+      hint = 'severity: info, warning, critical; threshold from 1; period 10 seconds to 31 days, without months or years; learns 0 to 366 days; days 1 (Monday) to 7; time_zone as in pg_timezone_names.';
   end;
   if not v_found then
     raise exception 'no alert rule "%" that takes these values', pg_catalog."left"(rule, 100) using errcode = 'MA005',
@@ -5830,6 +5928,7 @@ declare
   v_behind pg_catalog.int8;
   v_age pg_catalog.interval;
   v_list pg_catalog.text;
+  v_rules pg_catalog.text;
   v_given_up pg_catalog.int8;
   v_failing pg_catalog.int8;
   v_old constant pg_catalog.timestamptz := pg_catalog.clock_timestamp() - '5 minutes'::pg_catalog.interval;
@@ -5874,12 +5973,18 @@ begin
     where o.next_at < v_old or o.next_at is null and o.error is not null
       or o.next_at >= v_old and o.attempts > 0 and o.alert_id in (
         select a.alert_id from meshaudit_private.alerts a where a.raised_at < v_old);
-  ok := v_behind + v_given_up + v_failing = 0;
-  detail := case when ok then 'no delivery is stuck' else pg_catalog.concat_ws('; ',
+  select pg_catalog.string_agg(pg_catalog.format('%s: %s', f.what, f.failure), '; ' order by f.what) into v_rules
+    from (
+      select pg_catalog.format('rule %s fails', r.rule) as what, r.failure from meshaudit_private.alert_rules r where r.enabled
+      union all
+      select 'forgetting fails', t.failure from meshaudit_private.alert_state t) f
+    where f.failure is not null;
+  ok := v_behind + v_given_up + v_failing = 0 and v_rules is null;
+  detail := case when ok then 'no delivery is stuck' else pg_catalog.concat_ws('; ', v_rules,
     case when v_behind > 0 then pg_catalog.format('%s deliveries overdue: does meshaudit seal --follow run, with the extra alerts?', v_behind) end,
     case when v_failing > 0 then pg_catalog.format('%s failing', v_failing) end,
     case when v_given_up > 0 then pg_catalog.format('%s given up', v_given_up) end,
-    'last error: ' || v_list, 'see meshaudit alerts webhooks') end;
+    'last error: ' || v_list, case when v_behind + v_given_up + v_failing > 0 then 'see meshaudit alerts webhooks' end) end;
   return next;
 end
 $$;
