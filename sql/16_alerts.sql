@@ -11,18 +11,23 @@ create table meshaudit_private.alert_rules (
   enabled boolean not null,
   severity text not null check (severity in ('info', 'warning', 'critical')),
   threshold bigint check (threshold between 1 and 1000000000),
-  period interval not null check (period between '10 seconds' and '31 days'),
+  period interval not null
+    check (period between '10 seconds' and '31 days' and extract(year from period) = 0 and extract(month from period) = 0),
   learns interval check (learns between '0' and '366 days'),
   time_zone text,
   opens time,
   closes time,
   days int[] check (days <@ array[1, 2, 3, 4, 5, 6, 7]),
   enabled_at timestamptz not null default clock_timestamp(),
-  about text not null
+  about text not null,
+  failure text,
+  behind bigint
 );
 comment on table meshaudit_private.alert_rules is 'Rules of alerts; change them with meshaudit.set_alert_rule().';
 comment on column meshaudit_private.alert_rules.period is 'The window of counting; and one alert a window, identity and scope.';
 comment on column meshaudit_private.alert_rules.learns is 'For so long after it is enabled, a rule about what is new only learns.';
+comment on column meshaudit_private.alert_rules.failure is 'Why it failed when it was last applied; the others go on.';
+comment on column meshaudit_private.alert_rules.behind is 'Up to which event it has looked, if that is less than alert_state says.';
 
 insert into meshaudit_private.alert_rules (rule, enabled, severity, threshold, period, learns, time_zone, opens, closes, days, about) values
   ('reads', true, 'warning', 1000, '5 minutes', null, null, null, null, null, 'so many reads of an identity in a window'),
@@ -41,7 +46,8 @@ create table meshaudit_private.alert_state (
   evaluated_id bigint not null default 0,
   last_alert_id bigint not null default 0,
   checked_at timestamptz not null default '-infinity',
-  seen bigint not null default 0
+  seen bigint not null default 0,
+  failure text
 );
 insert into meshaudit_private.alert_state default values;
 comment on table meshaudit_private.alert_state is 'Up to which event the rules have looked, and counters: one row.';
@@ -137,7 +143,7 @@ create table meshaudit_private.alert_outbox (
   error text
 );
 create index alert_outbox_next on meshaudit_private.alert_outbox (next_at) where next_at is not null;
-create index alert_outbox_webhook on meshaudit_private.alert_outbox (webhook_id);
+create index alert_outbox_webhook on meshaudit_private.alert_outbox (webhook_id, next_at);
 create index alert_outbox_alert on meshaudit_private.alert_outbox (alert_id);
 comment on table meshaudit_private.alert_outbox is 'Alerts to be sent; next_at is null once it was sent or given up (then there is an error).';
 

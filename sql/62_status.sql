@@ -61,6 +61,20 @@ begin
   detail := coalesce('act as the owner of the log and the vault: ' || v_list, 'nobody but superusers acts as meshaudit_owner');
   return next;
 
+  -- who may grant can grant itself all, and superusers are in the next list
+  "check" := 'auditors';
+  select pg_catalog.string_agg(r.rolname, ', ' order by r.rolname) into v_list
+    from pg_catalog.pg_roles r
+    where r.rolbypassrls and not r.rolsuper and pg_catalog.pg_has_role(r.oid, 'meshaudit_auditor', 'USAGE')
+      and not pg_catalog.has_function_privilege(r.oid, 'meshaudit.grant_auditor(text, text)', 'EXECUTE')
+      and not exists (
+        select from meshaudit_private.auditors a join pg_catalog.pg_roles g on g.rolname = a.identity
+        where a.identity_source = 'database' and a.scope = '*' and pg_catalog.pg_has_role(r.oid, g.oid, 'USAGE'));
+  ok := v_list is null;
+  detail := coalesce('see every scope without a grant of all, being members of meshaudit_auditor with BYPASSRLS: ' || v_list
+    || '; revoke meshaudit_auditor from them, or: select meshaudit.grant_auditor(…, ''*'')', 'nobody sees more than was granted');
+  return next;
+
   "check" := 'ways around the vault';
   select pg_catalog.string_agg(r.rolname, ', ' order by r.rolname) into v_list
     from pg_catalog.pg_roles r

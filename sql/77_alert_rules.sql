@@ -27,7 +27,7 @@ return pg_catalog.concat_ws(' ', p_source, pg_catalog.char_length(p_identity), p
 comment on function meshaudit_private.dedupe_of(text, text, text) is 'Names whom an alert is about: an identity, in a scope or in all.';
 
 -- Rules of one entry each: rolled_back, gap, hours.
-create function meshaudit_private.hits_of_entries(p_after bigint, p_upto bigint) returns meshaudit_private.alert_hit[]
+create function meshaudit_private.hits_of_entries(p_rules text[], p_after bigint, p_upto bigint) returns meshaudit_private.alert_hit[]
 language sql stable set search_path = ''
 as $$
   select pg_catalog.array_agg(row(h.rule, h.severity, meshaudit_private.dedupe_of(h.identity_source, h.user_identity, h.scope),
@@ -46,8 +46,8 @@ as $$
           pg_catalog.to_char(f."timestamp" at time zone r.time_zone, 'Dy HH24:MI'), r.time_zone)
       end as message
     from meshaudit.audit_feed f
-    join meshaudit_private.alert_rules r on r.enabled and r.rule in ('rolled_back', 'gap', 'hours') and case r.rule
-      when 'rolled_back' then f.outcome = 'rolled_back' and f.operation = 'read'
+    join meshaudit_private.alert_rules r on r.rule = any (p_rules) and case r.rule
+      when 'rolled_back' then f.outcome = 'rolled_back' and f.operation = 'read' and meshaudit_private.is_access(f.secret_table)
       when 'gap' then f.secret_table = 'meshaudit.journal' and f.secret_id ~ '^gap '
       when 'hours' then meshaudit_private.is_access(f.secret_table) and not (
         extract(isodow from f."timestamp" at time zone r.time_zone) = any (r.days)
@@ -61,13 +61,13 @@ as $$
     order by r.rule, f.identity_source, f.user_identity, f.scope,
       meshaudit_private.window_of(r.period, f."timestamp"), f.feed_id) h
 $$;
-comment on function meshaudit_private.hits_of_entries(bigint, bigint) is 'What rolled_back, gap and hours find in a range of the feed.';
+comment on function meshaudit_private.hits_of_entries(text[], bigint, bigint) is 'What rolled_back, gap and hours find in a range of the feed.';
 
 -- Rules that count: reads, denials. A window slides by sixths.
 --
 -- What an auditor of one scope is told depends on no other: each scope is counted for itself. The total is for who sees
 -- everything: where several scopes reach the threshold and none does alone, and from then on for its window.
-create function meshaudit_private.hits_of_counts(p_after bigint, p_upto bigint) returns meshaudit_private.alert_hit[]
+create function meshaudit_private.hits_of_counts(p_rules text[], p_after bigint, p_upto bigint) returns meshaudit_private.alert_hit[]
 language plpgsql volatile set search_path = ''
 as $$
 begin
@@ -75,7 +75,7 @@ begin
     select r.rule, f.identity_source, n.who, f.scope, meshaudit_private.window_of(r.period / 6, f."timestamp"), pg_catalog.count(*)
     from meshaudit.audit_feed f
     cross join lateral (select meshaudit_private.first_name(f.user_identity)) n (who)
-    join meshaudit_private.alert_rules r on r.enabled and r.rule in ('reads', 'denials') and case r.rule
+    join meshaudit_private.alert_rules r on r.rule = any (p_rules) and case r.rule
       when 'reads' then f.operation = 'read' and f.outcome <> 'denied'
       when 'denials' then f.outcome = 'denied' else false end
     where f.feed_id > p_after and f.feed_id <= p_upto and f.kind = 'entry' and meshaudit_private.is_access(f.secret_table)
@@ -88,7 +88,7 @@ begin
         min(f.ip_address) as ip, max(f.ip_address) as last_ip
       from meshaudit.audit_feed f
       cross join lateral (select meshaudit_private.first_name(f.user_identity)) w (who)
-      join meshaudit_private.alert_rules r on r.enabled and r.rule in ('reads', 'denials') and case r.rule
+      join meshaudit_private.alert_rules r on r.rule = any (p_rules) and case r.rule
         when 'reads' then f.operation = 'read' and f.outcome <> 'denied'
         when 'denials' then f.outcome = 'denied' else false end
       where f.feed_id > p_after and f.feed_id <= p_upto and f.kind = 'entry'
@@ -123,10 +123,10 @@ begin
       where a.rule = n.rule and a.dedupe = d.dedupe and a.window_start = d.window_start)));
 end
 $$;
-comment on function meshaudit_private.hits_of_counts(bigint, bigint) is 'What reads and denials find in a range of the feed.';
+comment on function meshaudit_private.hits_of_counts(text[], bigint, bigint) is 'What reads and denials find in a range of the feed.';
 
 -- Rules about what is new: new_secret, new_network. What was not used for 90 days is new again.
-create function meshaudit_private.hits_of_news(p_after bigint, p_upto bigint) returns meshaudit_private.alert_hit[]
+create function meshaudit_private.hits_of_news(p_rules text[], p_after bigint, p_upto bigint) returns meshaudit_private.alert_hit[]
 language plpgsql volatile set search_path = ''
 as $$
 declare
@@ -139,7 +139,7 @@ begin
       f.scope, f.id, f.secret_id, f.secret_table, f.ip_address, f."timestamp"
     from meshaudit.audit_feed f
     cross join lateral (select meshaudit_private.first_name(f.user_identity)) v (who)
-    join meshaudit_private.alert_rules r on r.enabled and r.rule in ('new_secret', 'new_network'),
+    join meshaudit_private.alert_rules r on r.rule = any (p_rules),
     lateral (
       select pg_catalog.sha256(pg_catalog.convert_to(f.secret_table || ' ' || f.secret_id, 'UTF8')), 'a first access to this secret'
         where r.rule = 'new_secret' and f.outcome <> 'denied'
@@ -179,10 +179,10 @@ begin
   return v_hits;
 end
 $$;
-comment on function meshaudit_private.hits_of_news(bigint, bigint) is 'What new_secret and new_network find in a range of the feed.';
+comment on function meshaudit_private.hits_of_news(text[], bigint, bigint) is 'What new_secret and new_network find in a range of the feed.';
 
 -- Rules about the system; p_quiet is how long nobody had fed although there was something to feed.
-create function meshaudit_private.hits_of_system(p_quiet interval) returns meshaudit_private.alert_hit[]
+create function meshaudit_private.hits_of_system(p_rules text[], p_quiet interval) returns meshaudit_private.alert_hit[]
 language sql stable set search_path = ''
 as $$
   select pg_catalog.array_agg(row(r.rule, r.severity, '', meshaudit_private.window_of(r.period, f.at), '*', null, null,
@@ -211,9 +211,9 @@ as $$
     when 'lag' then f.threshold >= r.threshold
     when 'partitions' then -f.threshold < r.threshold
     else true end
-  where r.enabled
+  where r.rule = any (p_rules)
 $$;
-comment on function meshaudit_private.hits_of_system(interval) is 'What lag and partitions find.';
+comment on function meshaudit_private.hits_of_system(text[], interval) is 'What lag and partitions find.';
 
 -- Each verification is told once; several failed ones of a run are one hit.
 create function meshaudit_private.hits_of_verifications() returns meshaudit_private.alert_hit[]
@@ -234,9 +234,31 @@ begin
   select pg_catalog.array_agg(row(r.rule, r.severity, '', meshaudit_private.window_of(r.period, f.at), '*', null, null,
       f.message, f.at, f.count, f.count, null, null, null, null)::meshaudit_private.alert_hit)
     into v_hits
-    from failed f join meshaudit_private.alert_rules r on r.rule = 'verification' and r.enabled
+    from failed f join meshaudit_private.alert_rules r on r.rule = 'verification'
     where f.count > 0;
   return v_hits;
 end
 $$;
 comment on function meshaudit_private.hits_of_verifications() is 'What verification finds: results that were recorded since the last run.';
+
+-- Rules of one kind find in one pass what they find.
+create function meshaudit_private.kind_of(p_rule text) returns text
+language sql immutable
+return case when p_rule in ('reads', 'denials') then 'counts' when p_rule in ('new_secret', 'new_network') then 'news'
+  when p_rule in ('lag', 'partitions') then 'system' when p_rule = 'verification' then 'verifications' else 'entries' end;
+comment on function meshaudit_private.kind_of(text) is 'Which function finds what a rule is about.';
+
+create function meshaudit_private.hits_of(p_kind text, p_rules text[], p_after bigint, p_upto bigint, p_quiet interval)
+returns meshaudit_private.alert_hit[]
+language plpgsql volatile set search_path = ''
+as $$
+begin
+  return case p_kind
+    when 'entries' then meshaudit_private.hits_of_entries(p_rules, p_after, p_upto)
+    when 'counts' then meshaudit_private.hits_of_counts(p_rules, p_after, p_upto)
+    when 'news' then meshaudit_private.hits_of_news(p_rules, p_after, p_upto)
+    when 'system' then meshaudit_private.hits_of_system(p_rules, p_quiet)
+    when 'verifications' then meshaudit_private.hits_of_verifications() end;
+end
+$$;
+comment on function meshaudit_private.hits_of(text, text[], bigint, bigint, interval) is 'What rules of one kind find.';

@@ -83,29 +83,97 @@ end
 $$;
 comment on function meshaudit_private.forget() is 'Drops what rules and the outbox need no more.';
 
--- The rules' turn over what is new in the feed, up to p_upto; returns how many alerts, and events, it added. What fails is
--- looked at again the next time.
+-- Rules of one kind, in a transaction of their own. If one fails it is found out which, and noted; the others go on. Returns
+-- how many alerts are new, null if a single rule has failed.
+create function meshaudit_private.apply_rules(
+  p_kind text, p_rules text[], p_after bigint, p_upto bigint, p_quiet interval, p_last_id bigint
+) returns bigint
+language plpgsql volatile set search_path = ''
+as $$
+declare
+  v_made pg_catalog.int8;
+  v_rule pg_catalog.text;
+begin
+  begin
+    v_made := meshaudit_private.raise_alerts(
+      meshaudit_private.hits_of(p_kind, p_rules, p_after, p_upto, p_quiet), p_last_id);
+    update meshaudit_private.alert_rules r set failure = null where r.rule = any (p_rules) and r.failure is not null;
+    return v_made;
+  exception when others then
+    if pg_catalog.cardinality(p_rules) = 1 then
+      update meshaudit_private.alert_rules r set failure = pg_catalog."left"(sqlerrm, 200), behind = coalesce(r.behind, p_after)
+        where r.rule = p_rules[1];
+      return null;
+    end if;
+  end;
+  v_made := 0;
+  foreach v_rule in array p_rules loop
+    v_made := v_made + coalesce(meshaudit_private.apply_rules(
+      p_kind, array[v_rule], p_after, p_upto, p_quiet, p_last_id + v_made), 0);
+  end loop;
+  return v_made;
+end
+$$;
+comment on function meshaudit_private.apply_rules(text, text[], bigint, bigint, interval, bigint) is
+  'Raises what rules of one kind find; returns how many alerts are new. A rule that fails is noted, and holds up no other.';
+
+-- The rules' turn over what is new in the feed, up to p_upto; returns how many alerts, and events, it added. A rule that
+-- fails looks at the same again, some seconds later, as far as that is still in the feed.
 create function meshaudit_private.evaluate(p_upto bigint, p_quiet interval) returns bigint
 language plpgsql volatile set search_path = ''
 as $$
 declare
+  c_most constant pg_catalog.int8 := 20000;
   s meshaudit_private.alert_state;
+  r meshaudit_private.alert_rules;
   v_upto pg_catalog.int8;
-  v_hits meshaudit_private.alert_hit[];
+  v_from pg_catalog.int8;
+  v_new pg_catalog.int8;
+  v_made pg_catalog.int8 := 0;
+  v_kind pg_catalog.text;
+  v_rules pg_catalog.text[];
+  v_behind pg_catalog.text[];
+  v_check pg_catalog.bool;
 begin
   select * into s from meshaudit_private.alert_state;
-  v_upto := least(p_upto, s.evaluated_id + 20000);
+  v_upto := least(p_upto, s.evaluated_id + c_most);
+  v_check := p_quiet > '10 seconds'::pg_catalog.interval
+    or s.checked_at < pg_catalog.clock_timestamp() - '10 seconds'::pg_catalog.interval;
+  v_behind := array(select b.rule from meshaudit_private.alert_rules b where b.enabled and b.behind is not null);
+  for r in
+    select * from meshaudit_private.alert_rules b where b.rule = any (v_behind) and (v_check or b.failure is null)
+  loop
+    v_from := greatest(r.behind, (select min(f.feed_id) - 1 from meshaudit.audit_feed f));
+    v_new := meshaudit_private.apply_rules(meshaudit_private.kind_of(r.rule), array[r.rule], v_from,
+      least(v_upto, v_from + c_most), p_quiet, p_upto + v_made);
+    if v_new is not null then
+      v_made := v_made + v_new;
+      update meshaudit_private.alert_rules b set behind = nullif(least(v_upto, v_from + c_most), v_upto) where b.rule = r.rule;
+    end if;
+  end loop;
+
+  foreach v_kind in array array['entries', 'counts', 'news', 'system', 'verifications'] loop
+    v_rules := array(select b.rule from meshaudit_private.alert_rules b
+      where b.enabled and meshaudit_private.kind_of(b.rule) = v_kind and b.rule <> all (v_behind) order by b.rule);
+    if v_rules <> '{}' and (v_kind in ('system', 'verifications') and v_check
+       or v_kind not in ('system', 'verifications') and v_upto > s.evaluated_id) then
+      v_made := v_made + coalesce(meshaudit_private.apply_rules(
+        v_kind, v_rules, s.evaluated_id, v_upto, p_quiet, p_upto + v_made), 0);
+    end if;
+  end loop;
   if v_upto > s.evaluated_id then
-    v_hits := meshaudit_private.hits_of_entries(s.evaluated_id, v_upto)
-      || meshaudit_private.hits_of_counts(s.evaluated_id, v_upto)
-      || meshaudit_private.hits_of_news(s.evaluated_id, v_upto);
     update meshaudit_private.alert_state set evaluated_id = v_upto where singleton;
   end if;
-  if p_quiet > '10 seconds'::pg_catalog.interval or s.checked_at < pg_catalog.clock_timestamp() - '10 seconds'::pg_catalog.interval then
-    v_hits := v_hits || meshaudit_private.hits_of_system(p_quiet) || meshaudit_private.hits_of_verifications();
-    perform meshaudit_private.forget();
+  if v_check then
+    begin
+      perform meshaudit_private.forget();
+      update meshaudit_private.alert_state set failure = null where singleton and failure is not null;
+    exception when others then
+      update meshaudit_private.alert_state set failure = pg_catalog."left"(sqlerrm, 200), checked_at = pg_catalog.clock_timestamp()
+        where singleton;
+    end;
   end if;
-  return meshaudit_private.raise_alerts(v_hits, p_upto);
+  return v_made;
 end
 $$;
 comment on function meshaudit_private.evaluate(bigint, interval) is 'Applies the rules to new events; returns how many alerts it raised.';

@@ -62,7 +62,9 @@ begin
       period = coalesce(set_alert_rule.period, r.period), learns = coalesce(set_alert_rule.learns, r.learns),
       severity = coalesce(set_alert_rule.severity, r.severity), time_zone = coalesce(set_alert_rule.time_zone, r.time_zone),
       opens = coalesce(set_alert_rule.opens, r.opens), closes = coalesce(set_alert_rule.closes, r.closes),
-      days = coalesce(set_alert_rule.days, r.days)
+      days = coalesce(set_alert_rule.days, r.days),
+      failure = case when set_alert_rule.enabled is distinct from false then r.failure end,
+      behind = case when set_alert_rule.enabled is distinct from false then r.behind end
       where r.rule = set_alert_rule.rule
         and (set_alert_rule.threshold is null or r.threshold is not null)
         and (set_alert_rule.learns is null or r.learns is not null)
@@ -71,7 +73,7 @@ begin
     v_found := found;
   exception when check_violation or data_exception then
     raise exception 'bad value for alert rule "%"', rule using errcode = 'MA005',
-      hint = 'severity: info, warning, critical; threshold from 1; period 10 seconds to 31 days; learns 0 to 366 days; days 1 (Monday) to 7; time_zone as in pg_timezone_names.';
+      hint = 'severity: info, warning, critical; threshold from 1; period 10 seconds to 31 days, without months or years; learns 0 to 366 days; days 1 (Monday) to 7; time_zone as in pg_timezone_names.';
   end;
   if not v_found then
     raise exception 'no alert rule "%" that takes these values', pg_catalog."left"(rule, 100) using errcode = 'MA005',
@@ -83,16 +85,32 @@ end
 $$;
 revoke all on function meshaudit.set_alert_rule(text, boolean, bigint, interval, interval, text, text, time, time, int[]) from public;
 
+create function meshaudit_private.is_webhook(p_url text) returns boolean
+language sql immutable
+return pg_catalog.char_length(p_url) <= 2000 and p_url !~ '[[:space:][:cntrl:]]'
+  and p_url ~ '^(https://[^/]+|http://(localhost|127[.]0[.]0[.]1|\[::1\])(:[0-9]+)?)(/.*)?$';
+
+-- As receivers decode it. An error would show the secret.
+create function meshaudit_private.is_signing_secret(p_secret text) returns boolean
+language plpgsql immutable set search_path = ''
+as $$
+begin
+  return p_secret ~ '^whsec_[A-Za-z0-9+/]+={0,2}$' and pg_catalog.char_length(p_secret) <= 100
+    and pg_catalog.octet_length(pg_catalog.decode(pg_catalog.substr(p_secret, 7), 'base64')) between 24 and 64;
+exception when data_exception then
+  return false;
+end
+$$;
+
 create function meshaudit.add_webhook(url text, secret text default null, out webhook_id int, out signing_secret text)
 language plpgsql volatile security definer set search_path = ''
 as $$
 begin
   signing_secret := coalesce(secret, 'whsec_' || pg_catalog.encode(pg_catalog.uuid_send(pg_catalog.gen_random_uuid())
     || pg_catalog.uuid_send(pg_catalog.gen_random_uuid()), 'base64'));
-  if url is null or url !~ '^(https://[^/ ]+|http://(localhost|127[.]0[.]0[.]1|\[::1\])(:[0-9]+)?)(/[^ ]*)?$'
-     or signing_secret !~ '^whsec_[A-Za-z0-9+/]{32,88}={0,2}$' then
-    raise exception 'a webhook takes an https URL and a secret of 24 to 64 bytes' using errcode = 'MA005',
-      hint = 'http is for localhost alone; a secret looks like whsec_ and base64; without one it is made.';
+  if not coalesce(meshaudit_private.is_webhook(url) and meshaudit_private.is_signing_secret(signing_secret), false) then
+    raise exception 'a webhook takes an https URL of at most 2000 characters and a secret of 24 to 64 bytes' using errcode = 'MA005',
+      hint = 'http is for localhost alone; a secret is whsec_ and valid base64; without one it is made.';
   end if;
   insert into meshaudit_private.webhooks (url, secret, added_by) values (add_webhook.url, signing_secret, session_user)
     returning webhooks.webhook_id into add_webhook.webhook_id;
@@ -129,29 +147,33 @@ $$;
 revoke all on function meshaudit.webhooks() from public;
 grant execute on function meshaudit.webhooks() to meshaudit_operator;
 
--- What is due, leased for a minute: who takes it and dies leaves it to be taken again, with the same message_id.
-create function meshaudit.take_deliveries(most int default 20)
-returns table (delivery_id bigint, url text, secret text, message_id text, body jsonb)
+-- What is due, leased for a minute: who takes it and dies leaves it to be taken again, with the same message_id. A sender
+-- that names the webhooks where it is still sending is not kept from the others by one that hangs.
+create function meshaudit.take_deliveries(most int default 20, per_webhook int default null, busy int[] default '{}')
+returns table (delivery_id bigint, webhook_id int, url text, secret text, message_id text, body jsonb)
 language sql volatile security definer set search_path = ''
 as $$
   with taken as (
     update meshaudit_private.alert_outbox o
       set attempts = o.attempts + 1, next_at = pg_catalog.clock_timestamp() + '1 minute'::pg_catalog.interval
       where o.delivery_id in (
-        select d.delivery_id from meshaudit_private.alert_outbox d
-        where d.next_at <= pg_catalog.clock_timestamp() order by d.next_at limit least(greatest(most, 0), 100)
-        for update skip locked)
+        select d.delivery_id from meshaudit_private.webhooks h,
+          lateral (
+            select b.delivery_id, b.next_at from meshaudit_private.alert_outbox b
+            where b.webhook_id = h.webhook_id and b.next_at <= pg_catalog.clock_timestamp() order by b.next_at
+            limit least(per_webhook, most, 100) for update skip locked) d
+        where h.webhook_id <> all (busy) order by d.next_at limit least(greatest(most, 0), 100))
       returning o.delivery_id, o.webhook_id, o.alert_id, o.message_id
   )
-  select t.delivery_id, w.url, w.secret, t.message_id, pg_catalog.jsonb_build_object('type', 'meshaudit.alert',
+  select t.delivery_id, t.webhook_id, w.url, w.secret, t.message_id, pg_catalog.jsonb_build_object('type', 'meshaudit.alert',
     'timestamp', a.raised_at, 'data', meshaudit_private.alert_json(a, r.count))
   from taken t
   join meshaudit_private.webhooks w on w.webhook_id = t.webhook_id
   join meshaudit_private.alerts a on a.alert_id = t.alert_id
   join meshaudit_private.alert_repeats r on r.alert_id = t.alert_id
 $$;
-revoke all on function meshaudit.take_deliveries(int) from public;
-grant execute on function meshaudit.take_deliveries(int) to meshaudit_operator;
+revoke all on function meshaudit.take_deliveries(int, int, int[]) from public;
+grant execute on function meshaudit.take_deliveries(int, int, int[]) to meshaudit_operator;
 
 -- Null p_error: it was taken. Else again after 5 s, 10 s, 20 s … at most 6 h, 20 times: three days.
 create function meshaudit.end_delivery(delivery_id bigint, error text default null) returns void
@@ -173,8 +195,11 @@ comment on function meshaudit.acknowledge_alert(bigint, text) is 'Notes that the
 comment on function meshaudit.test_alert() is 'Raises an alert of rule test, which goes every way that alerts go; returns its id.';
 comment on function meshaudit.set_alert_rule(text, boolean, bigint, interval, interval, text, text, time, time, int[]) is
   'Changes an alert rule; what is null stays. Recorded as an update of meshaudit.alert_rules. Raises MA005 on a bad rule or value.';
+comment on function meshaudit_private.is_webhook(text) is 'Whether alerts can be sent to a URL: https, or http on this machine.';
+comment on function meshaudit_private.is_signing_secret(text) is 'Whether a secret is whsec_ and base64 of 24 to 64 bytes.';
 comment on function meshaudit.add_webhook(text, text) is 'Has alerts sent to a URL, signed by the Standard Webhooks scheme; returns the secret, made if none was given, for the receiver. Recorded.';
 comment on function meshaudit.remove_webhook(int) is 'No more alerts to that webhook; what waits for it goes. Recorded. False if there is none.';
 comment on function meshaudit.webhooks() is 'The webhooks, without their secrets: how many alerts wait, and the last error.';
-comment on function meshaudit.take_deliveries(int) is 'Alerts to be sent now, with the secret to sign with, for a sender; end_delivery() says how it went.';
+comment on function meshaudit.take_deliveries(int, int, int[]) is
+  'Alerts to be sent now, with the secret to sign with, for a sender: so many at most, so many a webhook, and none of webhooks that are busy; end_delivery() says how it went.';
 comment on function meshaudit.end_delivery(bigint, text) is 'How a delivery went: null is well, else it comes again later, 20 times at most.';

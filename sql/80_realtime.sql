@@ -37,6 +37,10 @@ declare
   v_behind pg_catalog.int8;
   v_age pg_catalog.interval;
   v_list pg_catalog.text;
+  v_rules pg_catalog.text;
+  v_given_up pg_catalog.int8;
+  v_failing pg_catalog.int8;
+  v_old constant pg_catalog.timestamptz := pg_catalog.clock_timestamp() - '5 minutes'::pg_catalog.interval;
 begin
   select * into s from meshaudit_private.feed_state;
   select coalesce(pg_catalog.sum(h.seq - coalesce(f.seq, 0)), 0) into v_behind
@@ -68,14 +72,28 @@ begin
   end if;
   return next;
 
+  -- overdue: nobody takes them; failing: taken, and not well for so long
   "check" := 'alerts';
-  select pg_catalog.count(*) filter (where o.next_at is not null and o.attempts > 0), max(o.error) into v_behind, v_list
+  select pg_catalog.count(*) filter (where o.next_at < v_old), pg_catalog.count(*) filter (where o.next_at is null),
+      pg_catalog.count(*) filter (where o.next_at >= v_old),
+      (pg_catalog.array_agg(o.error order by o.delivery_id desc) filter (where o.error is not null))[1]
+    into v_behind, v_given_up, v_failing, v_list
     from meshaudit_private.alert_outbox o
-    where o.next_at is null and o.error is not null or o.alert_id in (
-      select a.alert_id from meshaudit_private.alerts a where a.raised_at < pg_catalog.clock_timestamp() - '5 minutes'::pg_catalog.interval);
-  ok := v_behind = 0 and v_list is null;
-  detail := case when ok then 'no delivery is stuck'
-    else pg_catalog.format('%s deliveries stuck or given up; last error: %s; see meshaudit alerts webhooks', v_behind, coalesce(v_list, 'none')) end;
+    where o.next_at < v_old or o.next_at is null and o.error is not null
+      or o.next_at >= v_old and o.attempts > 0 and o.alert_id in (
+        select a.alert_id from meshaudit_private.alerts a where a.raised_at < v_old);
+  select pg_catalog.string_agg(pg_catalog.format('%s: %s', f.what, f.failure), '; ' order by f.what) into v_rules
+    from (
+      select pg_catalog.format('rule %s fails', r.rule) as what, r.failure from meshaudit_private.alert_rules r where r.enabled
+      union all
+      select 'forgetting fails', t.failure from meshaudit_private.alert_state t) f
+    where f.failure is not null;
+  ok := v_behind + v_given_up + v_failing = 0 and v_rules is null;
+  detail := case when ok then 'no delivery is stuck' else pg_catalog.concat_ws('; ', v_rules,
+    case when v_behind > 0 then pg_catalog.format('%s deliveries overdue: does meshaudit seal --follow run, with the extra alerts?', v_behind) end,
+    case when v_failing > 0 then pg_catalog.format('%s failing', v_failing) end,
+    case when v_given_up > 0 then pg_catalog.format('%s given up', v_given_up) end,
+    'last error: ' || v_list, case when v_behind + v_given_up + v_failing > 0 then 'see meshaudit alerts webhooks' end) end;
   return next;
 end
 $$;

@@ -140,6 +140,22 @@ def test_denials_and_rolled_back(db: Db) -> None:
     assert [row[0] for row in alerts(db.su)] == ["denials", "rolled_back"]
 
 
+def test_reading_the_log_reads_no_secret(db: Db) -> None:
+    journal = Journal(db)
+    quiet(db)
+    rule(db, "rolled_back")
+    auditor = db.connect(db.role("auditor"))
+    db.su.execute("select meshaudit.grant_auditor(%s)", [auditor.info.user])
+    auditor.execute("begin")
+    auditor.execute("select * from meshaudit.audit_logs")
+    auditor.execute("select * from meshaudit.search_audit_logs()")
+    auditor.execute("rollback")
+    journal.seal()
+    undone = "select distinct secret_table from meshaudit.audit_feed where outcome = 'rolled_back'"
+    assert db.su.execute(undone).fetchall() == [("meshaudit.audit_logs",)]
+    assert alerts(db.su) == []
+
+
 def test_new_secret_and_learning(calm: Db) -> None:
     rule(calm, "new_secret")
     first = write(calm.su, "first")
@@ -260,22 +276,118 @@ def test_rules_are_recorded_and_checked(calm: Db) -> None:
         ("hours", {"time_zone": "Nowhere/Land"}),
         ("hours", {"days": [8]}),
         ("reads", {"period": "1 second"}),
+        # no clock knows how long these are
+        ("reads", {"period": "1 month"}),
+        ("rolled_back", {"period": "1 mon -20 days"}),
+        ("lag", {"period": "1 year -345 days"}),
+        ("lag", {"period": "-1 mon 40 days"}),
     ):
         with pytest.raises(psycopg.Error) as refused:
             rule(calm, name, **values)
         assert refused.value.sqlstate == "MA005", (name, values)
+        assert refused.value.diag.message_hint
+    rule(calm, "rolled_back", period="31 days")
 
 
-def test_a_rule_that_fails_keeps_nothing_out(calm: Db) -> None:
-    rule(calm, "rolled_back")
+def status(db: Db, check: str = "alerts") -> tuple[bool, str]:
+    query = 'select ok, detail from meshaudit.status() where "check" = %s'
+    ((fine, detail),) = db.su.execute(query, [check]).fetchall()
+    return fine, detail
+
+
+def later(db: Db) -> None:
+    """Ten seconds."""
+    db.su.execute("update meshaudit_private.alert_state set checked_at = '-infinity'")
+    feed(db.su)
+
+
+@pytest.fixture
+def broken(calm: Db) -> Db:
+    """Rule hours fails, as it would with a period that set_alert_rule() refuses."""
+    for name in ("reads", "hours", "new_secret"):
+        rule(calm, name)
+    rule(calm, "reads", threshold=5, period="1 day")
+    rule(calm, "new_secret", learns="0")
+    rule(calm, "hours", days=[])
+    calm.su.execute("alter table meshaudit_private.alert_rules drop constraint alert_rules_period_check")
+    calm.su.execute("update meshaudit_private.alert_rules set period = '1 mon' where rule = 'hours'")
+    return calm
+
+
+def test_a_rule_that_fails_holds_up_no_other(broken: Db) -> None:
+    rule(broken, "gap")  # of the same kind
+    secret = write(broken.su, "k", "a")
+    feed(broken.su)
+    assert alerts(broken.su) == [("new_secret", "a", 1)]
+    assert status(broken, "feed")[0]
+    fine, detail = status(broken)
+    assert not fine
+    assert "rule hours fails: timestamps cannot be binned" in detail
+    read(broken.su, secret, 5)
+    feed(broken.su)
+    assert alerts(broken.su) == [("new_secret", "a", 1), ("reads", "a", 5)]
+    later(broken)
+    assert len(alerts(broken.su)) == 2
+    # nothing that came meanwhile is lost, or told twice
+    rule(broken, "hours", period="1 day")
+    later(broken)
+    assert alerts(broken.su) == [("new_secret", "a", 1), ("reads", "a", 5), ("hours", "a", 6)]
+    assert status(broken) == (True, "no delivery is stuck")
+    write(broken.su, "k", "a")
+    feed(broken.su)
+    assert alerts(broken.su)[2:] == [("hours", "a", 7)]
+
+
+def test_a_rule_that_failed_starts_anew_when_it_is_turned_off(broken: Db) -> None:
+    write(broken.su, "k", "a")
+    feed(broken.su)
+    broken.su.execute("select meshaudit.set_alert_rule('hours', enabled => false)")
+    assert status(broken)[0]
+    rule(broken, "hours", period="1 day")
+    later(broken)
+    assert [row[0] for row in alerts(broken.su)] == ["new_secret"]
+
+
+def test_what_has_left_the_feed_is_not_looked_for(broken: Db) -> None:
+    write(broken.su, "k", "a")
+    feed(broken.su)
+    rule(broken, "hours", period="1 day")
+    broken.su.execute("update meshaudit_private.alert_rules set behind = -90000 where rule = 'hours'")
+    later(broken)
+    assert ("hours", "a", 1) in alerts(broken.su)
+
+
+def test_rules_of_the_system_fail_alone(calm: Db) -> None:
+    for name in ("verification", "partitions", "lag"):
+        rule(calm, name)
+    rule(calm, "partitions", threshold=100)
+    calm.su.execute("alter table meshaudit_private.alert_rules drop constraint alert_rules_period_check")
+    calm.su.execute("update meshaudit_private.alert_rules set period = '1 mon' where rule = 'partitions'")
+    one(calm.su, "select meshaudit.record_verification(2)")
+    calm.su.execute("update meshaudit_private.feed_state set ran_at = now() - interval '10 minutes'")
+    write(calm.su)
+    later(calm)
+    assert [row[0] for row in alerts(calm.su)] == ["lag", "verification"]
+    assert "rule partitions fails" in status(calm)[1]
+    later(calm)
+    rule(calm, "partitions", period="1 day")
+    later(calm)
+    assert [row[0] for row in alerts(calm.su)] == ["lag", "verification", "partitions"]
+    assert status(calm)[0]
+
+
+def test_rules_that_fail_keep_nothing_out(calm: Db) -> None:
+    for name in ("reads", "new_secret"):
+        rule(calm, name, **({"learns": "0"} if name == "new_secret" else {}))
     calm.su.execute("alter table meshaudit_private.alert_counts rename to lost")
     write(calm.su)
-    assert feed(calm.su) >= 1
-    detail = one(calm.su, "select detail from meshaudit.status() where \"check\" = 'feed'")
-    assert "alerts:" in detail
+    later(calm)
+    assert [row[0] for row in alerts(calm.su)] == ["new_secret"]
+    assert "rule reads fails" in status(calm)[1]
+    assert "forgetting fails" in status(calm)[1]
     calm.su.execute("alter table meshaudit_private.lost rename to alert_counts")
-    feed(calm.su)
-    assert one(calm.su, "select ok from meshaudit.status() where \"check\" = 'feed'")
+    later(calm)
+    assert status(calm)[0]
 
 
 def test_a_test_alert(any_db: Db) -> None:

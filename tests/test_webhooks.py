@@ -1,10 +1,13 @@
 """Webhooks: a real receiver that verifies, duplicates, retries, and receivers that are dead or hang."""
 
+import base64
+import contextlib
 import json
 import socket
 import threading
 import time
 from collections.abc import Iterator
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -53,6 +56,9 @@ class Receiver:
         self.url = f"http://127.0.0.1:{self.server.server_port}/hook"
         self.thread = threading.Thread(target=self.server.serve_forever, args=(0.01,))
         self.thread.start()
+
+    def has(self, messages: int) -> bool:
+        return len(self.messages) == messages
 
     def close(self) -> None:
         self.server.shutdown()
@@ -124,6 +130,7 @@ def test_it_gives_up_and_says_so(db: Db) -> None:
     ).fetchall()[0]
     assert not ok_
     assert "ConnectError" in detail
+    assert detail.startswith("1 given up")
 
 
 def test_a_hanging_receiver_costs_nothing(db: Db) -> None:
@@ -146,6 +153,90 @@ def test_a_hanging_receiver_costs_nothing(db: Db) -> None:
             )
             assert db.su.execute(held.encode()).rowcount == 0
             accepted.close()
+
+
+@pytest.fixture
+def dripping() -> Iterator[str]:
+    """Answers for ever, a header at a time, each long before a read times out."""
+    stop = threading.Event()
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def drip(conn: socket.socket) -> None:
+            with conn, contextlib.suppress(OSError):
+                conn.sendall(b"HTTP/1.1 204 No Content\r\n")
+                while not stop.wait(0.05):
+                    conn.sendall(b"x: y\r\n")
+
+        def accept() -> None:
+            with contextlib.suppress(OSError):
+                while True:
+                    threading.Thread(target=drip, args=(server.accept()[0],), daemon=True).start()
+
+        accepting = threading.Thread(target=accept)
+        accepting.start()
+        yield f"http://127.0.0.1:{server.getsockname()[1]}/"
+        stop.set()
+        server.shutdown(socket.SHUT_RDWR)
+        accepting.join()
+
+
+def test_a_delivery_has_a_deadline(dripping: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(webhooks, "_TIMEOUT", 0.5)
+    start = time.monotonic()
+    secret = "whsec_" + base64.b64encode(bytes(24)).decode()
+    assert webhooks.post(dripping, secret, "msg_1", {}) == "no answer within 0.5 s"
+    assert time.monotonic() - start < 3
+
+
+def test_a_slow_receiver_keeps_no_other_waiting(db: Db, receiver: Receiver, dripping: str) -> None:
+    for _ in range(3):
+        add(db, dripping)
+    receiver.secret = add(db, receiver.url)
+    with following(db.dsn()):
+        for number in range(1, 6):
+            one(db.su, "select meshaudit.test_alert()")
+            wait_until(partial(receiver.has, number), 5)
+        # one at a time to each
+        taken = "select count(*), count(distinct webhook_id) from meshaudit_private.alert_outbox where attempts > 0 and ended_at is null"
+        assert db.su.execute(taken).fetchall() == [(3, 3)]
+
+
+def test_so_many_at_once_at_most(
+    db: Db, receiver: Receiver, dripping: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(webhooks, "_TIMEOUT", 0.5)
+    monkeypatch.setattr(webhooks, "_AT_ONCE", 2)
+    for _ in range(4):
+        add(db, dripping)
+    receiver.secret = add(db, receiver.url)
+    one(db.su, "select meshaudit.test_alert()")
+    one(db.su, "select meshaudit.test_alert()")
+    senders = []
+
+    def post(*given: Any) -> str | None:
+        senders.append(sum(t.name == webhooks.SENDER for t in threading.enumerate()))
+        return genuine(*given)
+
+    genuine = webhooks.post
+    monkeypatch.setattr(webhooks, "post", post)
+    assert webhooks.send_due(db.su) == (2, 8)
+    assert max(senders) == 2
+
+
+def test_taking_some_of_each(db: Db) -> None:
+    for number in range(3):
+        add(db, f"https://example.com/{number}")
+    for _ in range(3):
+        one(db.su, "select meshaudit.test_alert()")
+
+    def taken(call: str) -> list[int]:
+        rows = db.su.execute(f"select webhook_id from meshaudit.take_deliveries({call}) order by 1".encode())
+        return [row[0] for row in rows]
+
+    assert taken("10, per_webhook => 1, busy => '{2}'") == [1, 3]
+    assert taken("1, per_webhook => 1, busy => '{1,3}'") == [2]
+    assert taken("0") == []
+    assert taken("") == [1, 1, 2, 2, 3, 3]
 
 
 def test_the_worker_sends(db: Db, receiver: Receiver) -> None:
@@ -174,11 +265,84 @@ def test_bad_webhooks_are_refused(db: Db) -> None:
         ("file:///etc/passwd", None),
         ("http://localhost.evil.example/", None),
         ("http://127.0.0.1@evil.example/", None),
+        ("https://example.com/a\nb", None),
+        ("https://exam\tple.com/", None),
+        ("https://example.com/" + "x" * 2000, "whsec_" + "s" * 32),
         ("https://example.com/", "short"),
+        ("https://example.com/", "whsec_" + "A" * 33),
+        ("https://example.com/", "whsec_" + "A" * 34 + "="),
+        ("https://example.com/", "whsec_" + "A" * 28 + "===="),
+        ("https://example.com/", "whsec_" + "A" * 88),
+        ("https://example.com/", "whsec_" + "A" * 31 + "\n"),
     ):
         with pytest.raises(psycopg.Error) as refused:
             db.su.execute("select meshaudit.add_webhook(%s, %s)", [url, secret])
-        assert refused.value.sqlstate == "MA005", url
+        assert refused.value.sqlstate == "MA005", (url, secret)
+        assert refused.value.diag.message_hint
+        diag = refused.value.diag
+        told = f"{diag.message_primary}{diag.message_detail}{diag.message_hint}{diag.context}"
+        assert secret is None or secret not in told
+    assert db.su.execute("select from meshaudit.webhooks()").rowcount == 0
+    for size in (24, 25, 26, 64):
+        secret = "whsec_" + base64.b64encode(bytes(size)).decode()
+        db.su.execute("select meshaudit.add_webhook('https://example.com/', %s)", [secret])
+
+
+BROKEN = ("https://xn--/", "https://example.com:99999/", "https://[::1/", "https://exa\x00mple/")
+
+
+def test_whatever_is_wrong_with_one_is_its_deliverys_error(db: Db, receiver: Receiver) -> None:
+    """Also with rows that add_webhook() would refuse today."""
+    insert = "insert into meshaudit_private.webhooks (url, secret, added_by) values (%s, %s, 'test')"
+    good = "whsec_" + base64.b64encode(bytes(24)).decode()
+    for url, secret in (*((url, good) for url in BROKEN[:3]), ("https://example.com/", "whsec_" + "A" * 33)):
+        db.su.execute(insert, [url, secret])
+    receiver.secret = add(db, receiver.url)
+    one(db.su, "select meshaudit.test_alert()")
+    assert webhooks.send_due(db.su) == (1, 4)
+    assert len(receiver.messages) == 1
+    errors = [row[0] for row in db.su.execute("select last_error from meshaudit.webhooks()").fetchall()]
+    assert all(errors[:4]), errors
+    assert errors[4] is None
+
+
+@pytest.mark.parametrize("url", BROKEN)
+def test_post_raises_nothing(url: str) -> None:
+    said = webhooks.post(url, "whsec_" + base64.b64encode(bytes(24)).decode(), "msg_1", {"text": "\ud800"})
+    assert said
+    assert "\x00" not in said
+    said.encode()
+
+
+def test_the_thread_outlives_anything(db: Db, receiver: Receiver, monkeypatch: pytest.MonkeyPatch) -> None:
+    receiver.secret = add(db, receiver.url)
+    genuine = webhooks.available
+    raised: list[bool] = []
+
+    def failing() -> bool:
+        if not raised:
+            raised.append(True)
+            raise ZeroDivisionError("what nobody thought of")
+        return genuine()
+
+    monkeypatch.setattr(webhooks, "available", failing)
+    with following(db.dsn()) as events:
+        one(db.su, "select meshaudit.test_alert()")
+        wait_until(lambda: receiver.messages)
+    (told,) = [facts for name, facts in events if name == "alerts not sent"]
+    assert "ZeroDivisionError" in told["error"]
+
+
+def test_status_tells_what_nobody_sends(db: Db) -> None:
+    check = "select ok, detail from meshaudit.status() where \"check\" = 'alerts'"
+    add(db, "https://example.com/")
+    one(db.su, "select meshaudit.test_alert()")
+    assert db.su.execute(check).fetchall() == [(True, "no delivery is stuck")]
+    db.su.execute("update meshaudit_private.alert_outbox set next_at = now() - interval '6 minutes'")
+    ((fine, detail),) = db.su.execute(check).fetchall()
+    assert not fine
+    assert detail.startswith("1 deliveries overdue")
+    assert "meshaudit seal --follow" in detail
 
 
 def test_commands(db: Db, receiver: Receiver) -> None:

@@ -646,18 +646,23 @@ create table meshaudit_private.alert_rules (
   enabled boolean not null,
   severity text not null check (severity in ('info', 'warning', 'critical')),
   threshold bigint check (threshold between 1 and 1000000000),
-  period interval not null check (period between '10 seconds' and '31 days'),
+  period interval not null
+    check (period between '10 seconds' and '31 days' and extract(year from period) = 0 and extract(month from period) = 0),
   learns interval check (learns between '0' and '366 days'),
   time_zone text,
   opens time,
   closes time,
   days int[] check (days <@ array[1, 2, 3, 4, 5, 6, 7]),
   enabled_at timestamptz not null default clock_timestamp(),
-  about text not null
+  about text not null,
+  failure text,
+  behind bigint
 );
 comment on table meshaudit_private.alert_rules is 'Rules of alerts; change them with meshaudit.set_alert_rule().';
 comment on column meshaudit_private.alert_rules.period is 'The window of counting; and one alert a window, identity and scope.';
 comment on column meshaudit_private.alert_rules.learns is 'For so long after it is enabled, a rule about what is new only learns.';
+comment on column meshaudit_private.alert_rules.failure is 'Why it failed when it was last applied; the others go on.';
+comment on column meshaudit_private.alert_rules.behind is 'Up to which event it has looked, if that is less than alert_state says.';
 
 insert into meshaudit_private.alert_rules (rule, enabled, severity, threshold, period, learns, time_zone, opens, closes, days, about) values
   ('reads', true, 'warning', 1000, '5 minutes', null, null, null, null, null, 'so many reads of an identity in a window'),
@@ -676,7 +681,8 @@ create table meshaudit_private.alert_state (
   evaluated_id bigint not null default 0,
   last_alert_id bigint not null default 0,
   checked_at timestamptz not null default '-infinity',
-  seen bigint not null default 0
+  seen bigint not null default 0,
+  failure text
 );
 insert into meshaudit_private.alert_state default values;
 comment on table meshaudit_private.alert_state is 'Up to which event the rules have looked, and counters: one row.';
@@ -772,7 +778,7 @@ create table meshaudit_private.alert_outbox (
   error text
 );
 create index alert_outbox_next on meshaudit_private.alert_outbox (next_at) where next_at is not null;
-create index alert_outbox_webhook on meshaudit_private.alert_outbox (webhook_id);
+create index alert_outbox_webhook on meshaudit_private.alert_outbox (webhook_id, next_at);
 create index alert_outbox_alert on meshaudit_private.alert_outbox (alert_id);
 comment on table meshaudit_private.alert_outbox is 'Alerts to be sent; next_at is null once it was sent or given up (then there is an error).';
 
@@ -2733,12 +2739,55 @@ comment on function meshaudit.note_reading(text, text, bigint, boolean, text) is
 -- Granting and revoking the right to read the log; each is an entry itself.
 --
 -- Membership in meshaudit_auditor lets a role ask; what it is shown is decided by the rows of auditors, in each
--- database by its own. Roles are shared by all databases of a server, so revoking leaves the membership.
+-- database by its own. To a role with BYPASSRLS, membership shows everything: it is granted all scopes or none.
+-- Roles are shared by all databases of a server: the last revocation ends a membership only where no other database
+-- has meshaudit, whose grants cannot be seen from here.
 
 create function meshaudit_private.identity_kind(p_identity text) returns text
 language sql stable set search_path = ''
 as $$
   select case when exists (select from pg_catalog.pg_roles r where r.rolname = p_identity) then 'database' else 'jwt' end
+$$;
+
+create function meshaudit_private.is_the_only_one() returns boolean
+language sql stable set search_path = ''
+as $$
+  select not exists (
+    select from pg_catalog.pg_shdepend d
+    where d.refclassid = 'pg_catalog.pg_authid'::pg_catalog.regclass and d.refobjid = 'meshaudit_owner'::pg_catalog.regrole
+      and d.dbid <> 0 and d.dbid <> (select b.oid from pg_catalog.pg_database b where b.datname = pg_catalog.current_database()))
+$$;
+
+-- Makes a role a member, unless it is one.
+create function meshaudit_private.begin_auditing(p_role text) returns void
+language plpgsql volatile set search_path = ''
+as $$
+begin
+  if exists (select from pg_catalog.pg_roles r where r.rolname = p_role)
+     and not pg_catalog.pg_has_role(p_role, 'meshaudit_auditor', 'MEMBER') then
+    execute pg_catalog.format('grant meshaudit_auditor to %I', p_role);
+  end if;
+end
+$$;
+
+-- Ends a membership that begin_auditing() has made, once nothing is left that it was for.
+create function meshaudit_private.end_auditing(p_role text) returns void
+language plpgsql volatile set search_path = ''
+as $$
+begin
+  if exists (
+    select from pg_catalog.pg_auth_members m
+    where m.roleid = 'meshaudit_auditor'::pg_catalog.regrole and m.grantor = 'meshaudit_owner'::pg_catalog.regrole
+      and m.member = (select r.oid from pg_catalog.pg_roles r where r.rolname = p_role))
+    and not exists (
+      select from meshaudit_private.auditors a
+      where case a.identity_source when 'database' then a.identity = p_role
+        else p_role = any ((select s.api_roles from meshaudit_private.settings s)::pg_catalog.text[]) end)
+    and meshaudit_private.is_the_only_one()
+  then
+    execute pg_catalog.format('revoke meshaudit_auditor from %I granted by meshaudit_owner', p_role);
+  end if;
+end
 $$;
 
 create function meshaudit.grant_auditor(identity text, scope text default '*') returns void
@@ -2754,6 +2803,10 @@ begin
       'identity is a database role or a JWT subject; scope ''*'' is all scopes.');
   end if;
   v_kind := meshaudit_private.identity_kind(identity);
+  if v_kind = 'database' and scope <> '*' and meshaudit_private.bypasses(identity) then
+    perform meshaudit_private.refuse('MA005', pg_catalog.format('role "%s" bypasses row security: it would see every scope', identity),
+      'Grant it ''*'', or let another role, without BYPASSRLS, read that scope.');
+  end if;
   insert into meshaudit_private.auditors as a (identity, identity_source, scope, granted_by)
     values (grant_auditor.identity, v_kind, grant_auditor.scope, session_user)
     on conflict on constraint auditors_pkey do nothing;
@@ -2761,10 +2814,13 @@ begin
     case v_kind when 'database' then array[identity]
     else (select s.api_roles from meshaudit_private.settings s) end)
   loop
-    if exists (select from pg_catalog.pg_roles r where r.rolname = v_role)
+    if v_kind = 'jwt' and meshaudit_private.bypasses(v_role)
        and not pg_catalog.pg_has_role(v_role, 'meshaudit_auditor', 'MEMBER') then
-      execute pg_catalog.format('grant meshaudit_auditor to %I', v_role);
+      perform meshaudit_private.refuse('MA005',
+        pg_catalog.format('api role "%s" bypasses row security: whoever comes as it would see every scope', v_role),
+        'Take it out of the setting api_roles, or let it see everything first: grant_auditor(…, ''*'').');
     end if;
+    perform meshaudit_private.begin_auditing(v_role);
   end loop;
   insert into meshaudit_private.ledger (secret_id, access_type, operation, outcome, secret_table, scope)
     values (identity, 'write', 'create', 'granted', 'meshaudit.auditors', scope);
@@ -2776,14 +2832,24 @@ create function meshaudit.revoke_auditor(identity text, scope text default '*') 
 language plpgsql volatile security definer set search_path = ''
 as $$
 declare
-  v_kind pg_catalog.text;
+  v_kinds pg_catalog.text[];
+  v_role pg_catalog.text;
 begin
-  delete from meshaudit_private.auditors a
-    where a.identity = revoke_auditor.identity and a.scope = revoke_auditor.scope
-    returning a.identity_source into v_kind;
-  if v_kind is null then
+  -- two where a role took the name of a subject
+  with gone as (
+    delete from meshaudit_private.auditors a
+      where a.identity = revoke_auditor.identity and a.scope = revoke_auditor.scope
+      returning a.identity_source
+  )
+  select pg_catalog.array_agg(g.identity_source) into v_kinds from gone g;
+  if v_kinds is null then
     return false;
   end if;
+  foreach v_role in array array[identity]
+    || case when 'jwt' = any (v_kinds) then (select s.api_roles from meshaudit_private.settings s) end
+  loop
+    perform meshaudit_private.end_auditing(v_role);
+  end loop;
   insert into meshaudit_private.ledger (secret_id, access_type, operation, outcome, secret_table, scope)
     values (identity, 'write', 'delete', 'granted', 'meshaudit.auditors', scope);
   return true;
@@ -2833,10 +2899,13 @@ end
 $$;
 
 comment on function meshaudit_private.identity_kind(text) is '''database'' if a role has that name, else ''jwt''.';
+comment on function meshaudit_private.is_the_only_one() is 'Whether no other database of this server has meshaudit.';
+comment on function meshaudit_private.begin_auditing(text) is 'Makes a role a member of meshaudit_auditor, if there is such a role and it is none.';
+comment on function meshaudit_private.end_auditing(text) is 'Ends a membership that grant_auditor() has made, if no grant is left.';
 comment on function meshaudit.grant_auditor(text, text) is
-  'Lets an identity (a database role, or else a JWT subject) read the log of one scope, or of all: ''*''. Recorded as a create in meshaudit.auditors. Raises MA005 on a bad argument.';
+  'Lets an identity (a database role, or else a JWT subject) read the log of one scope, or of all: ''*''. Recorded as a create in meshaudit.auditors. Raises MA005 on a bad argument, and on one scope for a role that bypasses row security.';
 comment on function meshaudit.revoke_auditor(text, text) is
-  'Takes back one grant of grant_auditor(); false if there is none. Recorded as a delete in meshaudit.auditors.';
+  'Takes back one grant of grant_auditor(); false if there is none. The last one also ends the membership in meshaudit_auditor that grant_auditor() made, unless another database of the server has meshaudit. Recorded as a delete in meshaudit.auditors.';
 comment on function meshaudit_private.visible_scopes(text) is 'Scopes of the log that a role, or the request''s JWT subject, may read; ''*'' is all.';
 comment on function meshaudit_private.require_whole_log(text) is 'Raises MA001 unless a role, or the request''s JWT subject, may see the whole log.';
 
@@ -4000,6 +4069,20 @@ begin
     where r.rolname <> 'meshaudit_owner' and not r.rolsuper and pg_catalog.pg_has_role(r.oid, 'meshaudit_owner', 'USAGE');
   ok := v_list is null;
   detail := coalesce('act as the owner of the log and the vault: ' || v_list, 'nobody but superusers acts as meshaudit_owner');
+  return next;
+
+  -- who may grant can grant itself all, and superusers are in the next list
+  "check" := 'auditors';
+  select pg_catalog.string_agg(r.rolname, ', ' order by r.rolname) into v_list
+    from pg_catalog.pg_roles r
+    where r.rolbypassrls and not r.rolsuper and pg_catalog.pg_has_role(r.oid, 'meshaudit_auditor', 'USAGE')
+      and not pg_catalog.has_function_privilege(r.oid, 'meshaudit.grant_auditor(text, text)', 'EXECUTE')
+      and not exists (
+        select from meshaudit_private.auditors a join pg_catalog.pg_roles g on g.rolname = a.identity
+        where a.identity_source = 'database' and a.scope = '*' and pg_catalog.pg_has_role(r.oid, g.oid, 'USAGE'));
+  ok := v_list is null;
+  detail := coalesce('see every scope without a grant of all, being members of meshaudit_auditor with BYPASSRLS: ' || v_list
+    || '; revoke meshaudit_auditor from them, or: select meshaudit.grant_auditor(…, ''*'')', 'nobody sees more than was granted');
   return next;
 
   "check" := 'ways around the vault';
@@ -5317,7 +5400,7 @@ return pg_catalog.concat_ws(' ', p_source, pg_catalog.char_length(p_identity), p
 comment on function meshaudit_private.dedupe_of(text, text, text) is 'Names whom an alert is about: an identity, in a scope or in all.';
 
 -- Rules of one entry each: rolled_back, gap, hours.
-create function meshaudit_private.hits_of_entries(p_after bigint, p_upto bigint) returns meshaudit_private.alert_hit[]
+create function meshaudit_private.hits_of_entries(p_rules text[], p_after bigint, p_upto bigint) returns meshaudit_private.alert_hit[]
 language sql stable set search_path = ''
 as $$
   select pg_catalog.array_agg(row(h.rule, h.severity, meshaudit_private.dedupe_of(h.identity_source, h.user_identity, h.scope),
@@ -5336,8 +5419,8 @@ as $$
           pg_catalog.to_char(f."timestamp" at time zone r.time_zone, 'Dy HH24:MI'), r.time_zone)
       end as message
     from meshaudit.audit_feed f
-    join meshaudit_private.alert_rules r on r.enabled and r.rule in ('rolled_back', 'gap', 'hours') and case r.rule
-      when 'rolled_back' then f.outcome = 'rolled_back' and f.operation = 'read'
+    join meshaudit_private.alert_rules r on r.rule = any (p_rules) and case r.rule
+      when 'rolled_back' then f.outcome = 'rolled_back' and f.operation = 'read' and meshaudit_private.is_access(f.secret_table)
       when 'gap' then f.secret_table = 'meshaudit.journal' and f.secret_id ~ '^gap '
       when 'hours' then meshaudit_private.is_access(f.secret_table) and not (
         extract(isodow from f."timestamp" at time zone r.time_zone) = any (r.days)
@@ -5351,13 +5434,13 @@ as $$
     order by r.rule, f.identity_source, f.user_identity, f.scope,
       meshaudit_private.window_of(r.period, f."timestamp"), f.feed_id) h
 $$;
-comment on function meshaudit_private.hits_of_entries(bigint, bigint) is 'What rolled_back, gap and hours find in a range of the feed.';
+comment on function meshaudit_private.hits_of_entries(text[], bigint, bigint) is 'What rolled_back, gap and hours find in a range of the feed.';
 
 -- Rules that count: reads, denials. A window slides by sixths.
 --
 -- What an auditor of one scope is told depends on no other: each scope is counted for itself. The total is for who sees
 -- everything: where several scopes reach the threshold and none does alone, and from then on for its window.
-create function meshaudit_private.hits_of_counts(p_after bigint, p_upto bigint) returns meshaudit_private.alert_hit[]
+create function meshaudit_private.hits_of_counts(p_rules text[], p_after bigint, p_upto bigint) returns meshaudit_private.alert_hit[]
 language plpgsql volatile set search_path = ''
 as $$
 begin
@@ -5365,7 +5448,7 @@ begin
     select r.rule, f.identity_source, n.who, f.scope, meshaudit_private.window_of(r.period / 6, f."timestamp"), pg_catalog.count(*)
     from meshaudit.audit_feed f
     cross join lateral (select meshaudit_private.first_name(f.user_identity)) n (who)
-    join meshaudit_private.alert_rules r on r.enabled and r.rule in ('reads', 'denials') and case r.rule
+    join meshaudit_private.alert_rules r on r.rule = any (p_rules) and case r.rule
       when 'reads' then f.operation = 'read' and f.outcome <> 'denied'
       when 'denials' then f.outcome = 'denied' else false end
     where f.feed_id > p_after and f.feed_id <= p_upto and f.kind = 'entry' and meshaudit_private.is_access(f.secret_table)
@@ -5378,7 +5461,7 @@ begin
         min(f.ip_address) as ip, max(f.ip_address) as last_ip
       from meshaudit.audit_feed f
       cross join lateral (select meshaudit_private.first_name(f.user_identity)) w (who)
-      join meshaudit_private.alert_rules r on r.enabled and r.rule in ('reads', 'denials') and case r.rule
+      join meshaudit_private.alert_rules r on r.rule = any (p_rules) and case r.rule
         when 'reads' then f.operation = 'read' and f.outcome <> 'denied'
         when 'denials' then f.outcome = 'denied' else false end
       where f.feed_id > p_after and f.feed_id <= p_upto and f.kind = 'entry'
@@ -5413,10 +5496,10 @@ begin
       where a.rule = n.rule and a.dedupe = d.dedupe and a.window_start = d.window_start)));
 end
 $$;
-comment on function meshaudit_private.hits_of_counts(bigint, bigint) is 'What reads and denials find in a range of the feed.';
+comment on function meshaudit_private.hits_of_counts(text[], bigint, bigint) is 'What reads and denials find in a range of the feed.';
 
 -- Rules about what is new: new_secret, new_network. What was not used for 90 days is new again.
-create function meshaudit_private.hits_of_news(p_after bigint, p_upto bigint) returns meshaudit_private.alert_hit[]
+create function meshaudit_private.hits_of_news(p_rules text[], p_after bigint, p_upto bigint) returns meshaudit_private.alert_hit[]
 language plpgsql volatile set search_path = ''
 as $$
 declare
@@ -5429,7 +5512,7 @@ begin
       f.scope, f.id, f.secret_id, f.secret_table, f.ip_address, f."timestamp"
     from meshaudit.audit_feed f
     cross join lateral (select meshaudit_private.first_name(f.user_identity)) v (who)
-    join meshaudit_private.alert_rules r on r.enabled and r.rule in ('new_secret', 'new_network'),
+    join meshaudit_private.alert_rules r on r.rule = any (p_rules),
     lateral (
       select pg_catalog.sha256(pg_catalog.convert_to(f.secret_table || ' ' || f.secret_id, 'UTF8')), 'a first access to this secret'
         where r.rule = 'new_secret' and f.outcome <> 'denied'
@@ -5469,10 +5552,10 @@ begin
   return v_hits;
 end
 $$;
-comment on function meshaudit_private.hits_of_news(bigint, bigint) is 'What new_secret and new_network find in a range of the feed.';
+comment on function meshaudit_private.hits_of_news(text[], bigint, bigint) is 'What new_secret and new_network find in a range of the feed.';
 
 -- Rules about the system; p_quiet is how long nobody had fed although there was something to feed.
-create function meshaudit_private.hits_of_system(p_quiet interval) returns meshaudit_private.alert_hit[]
+create function meshaudit_private.hits_of_system(p_rules text[], p_quiet interval) returns meshaudit_private.alert_hit[]
 language sql stable set search_path = ''
 as $$
   select pg_catalog.array_agg(row(r.rule, r.severity, '', meshaudit_private.window_of(r.period, f.at), '*', null, null,
@@ -5501,9 +5584,9 @@ as $$
     when 'lag' then f.threshold >= r.threshold
     when 'partitions' then -f.threshold < r.threshold
     else true end
-  where r.enabled
+  where r.rule = any (p_rules)
 $$;
-comment on function meshaudit_private.hits_of_system(interval) is 'What lag and partitions find.';
+comment on function meshaudit_private.hits_of_system(text[], interval) is 'What lag and partitions find.';
 
 -- Each verification is told once; several failed ones of a run are one hit.
 create function meshaudit_private.hits_of_verifications() returns meshaudit_private.alert_hit[]
@@ -5524,12 +5607,34 @@ begin
   select pg_catalog.array_agg(row(r.rule, r.severity, '', meshaudit_private.window_of(r.period, f.at), '*', null, null,
       f.message, f.at, f.count, f.count, null, null, null, null)::meshaudit_private.alert_hit)
     into v_hits
-    from failed f join meshaudit_private.alert_rules r on r.rule = 'verification' and r.enabled
+    from failed f join meshaudit_private.alert_rules r on r.rule = 'verification'
     where f.count > 0;
   return v_hits;
 end
 $$;
 comment on function meshaudit_private.hits_of_verifications() is 'What verification finds: results that were recorded since the last run.';
+
+-- Rules of one kind find in one pass what they find.
+create function meshaudit_private.kind_of(p_rule text) returns text
+language sql immutable
+return case when p_rule in ('reads', 'denials') then 'counts' when p_rule in ('new_secret', 'new_network') then 'news'
+  when p_rule in ('lag', 'partitions') then 'system' when p_rule = 'verification' then 'verifications' else 'entries' end;
+comment on function meshaudit_private.kind_of(text) is 'Which function finds what a rule is about.';
+
+create function meshaudit_private.hits_of(p_kind text, p_rules text[], p_after bigint, p_upto bigint, p_quiet interval)
+returns meshaudit_private.alert_hit[]
+language plpgsql volatile set search_path = ''
+as $$
+begin
+  return case p_kind
+    when 'entries' then meshaudit_private.hits_of_entries(p_rules, p_after, p_upto)
+    when 'counts' then meshaudit_private.hits_of_counts(p_rules, p_after, p_upto)
+    when 'news' then meshaudit_private.hits_of_news(p_rules, p_after, p_upto)
+    when 'system' then meshaudit_private.hits_of_system(p_rules, p_quiet)
+    when 'verifications' then meshaudit_private.hits_of_verifications() end;
+end
+$$;
+comment on function meshaudit_private.hits_of(text, text[], bigint, bigint, interval) is 'What rules of one kind find.';
 
 -- sql/78_alerts.sql
 
@@ -5618,29 +5723,97 @@ end
 $$;
 comment on function meshaudit_private.forget() is 'Drops what rules and the outbox need no more.';
 
--- The rules' turn over what is new in the feed, up to p_upto; returns how many alerts, and events, it added. What fails is
--- looked at again the next time.
+-- Rules of one kind, in a transaction of their own. If one fails it is found out which, and noted; the others go on. Returns
+-- how many alerts are new, null if a single rule has failed.
+create function meshaudit_private.apply_rules(
+  p_kind text, p_rules text[], p_after bigint, p_upto bigint, p_quiet interval, p_last_id bigint
+) returns bigint
+language plpgsql volatile set search_path = ''
+as $$
+declare
+  v_made pg_catalog.int8;
+  v_rule pg_catalog.text;
+begin
+  begin
+    v_made := meshaudit_private.raise_alerts(
+      meshaudit_private.hits_of(p_kind, p_rules, p_after, p_upto, p_quiet), p_last_id);
+    update meshaudit_private.alert_rules r set failure = null where r.rule = any (p_rules) and r.failure is not null;
+    return v_made;
+  exception when others then
+    if pg_catalog.cardinality(p_rules) = 1 then
+      update meshaudit_private.alert_rules r set failure = pg_catalog."left"(sqlerrm, 200), behind = coalesce(r.behind, p_after)
+        where r.rule = p_rules[1];
+      return null;
+    end if;
+  end;
+  v_made := 0;
+  foreach v_rule in array p_rules loop
+    v_made := v_made + coalesce(meshaudit_private.apply_rules(
+      p_kind, array[v_rule], p_after, p_upto, p_quiet, p_last_id + v_made), 0);
+  end loop;
+  return v_made;
+end
+$$;
+comment on function meshaudit_private.apply_rules(text, text[], bigint, bigint, interval, bigint) is
+  'Raises what rules of one kind find; returns how many alerts are new. A rule that fails is noted, and holds up no other.';
+
+-- The rules' turn over what is new in the feed, up to p_upto; returns how many alerts, and events, it added. A rule that
+-- fails looks at the same again, some seconds later, as far as that is still in the feed.
 create function meshaudit_private.evaluate(p_upto bigint, p_quiet interval) returns bigint
 language plpgsql volatile set search_path = ''
 as $$
 declare
+  c_most constant pg_catalog.int8 := 20000;
   s meshaudit_private.alert_state;
+  r meshaudit_private.alert_rules;
   v_upto pg_catalog.int8;
-  v_hits meshaudit_private.alert_hit[];
+  v_from pg_catalog.int8;
+  v_new pg_catalog.int8;
+  v_made pg_catalog.int8 := 0;
+  v_kind pg_catalog.text;
+  v_rules pg_catalog.text[];
+  v_behind pg_catalog.text[];
+  v_check pg_catalog.bool;
 begin
   select * into s from meshaudit_private.alert_state;
-  v_upto := least(p_upto, s.evaluated_id + 20000);
+  v_upto := least(p_upto, s.evaluated_id + c_most);
+  v_check := p_quiet > '10 seconds'::pg_catalog.interval
+    or s.checked_at < pg_catalog.clock_timestamp() - '10 seconds'::pg_catalog.interval;
+  v_behind := array(select b.rule from meshaudit_private.alert_rules b where b.enabled and b.behind is not null);
+  for r in
+    select * from meshaudit_private.alert_rules b where b.rule = any (v_behind) and (v_check or b.failure is null)
+  loop
+    v_from := greatest(r.behind, (select min(f.feed_id) - 1 from meshaudit.audit_feed f));
+    v_new := meshaudit_private.apply_rules(meshaudit_private.kind_of(r.rule), array[r.rule], v_from,
+      least(v_upto, v_from + c_most), p_quiet, p_upto + v_made);
+    if v_new is not null then
+      v_made := v_made + v_new;
+      update meshaudit_private.alert_rules b set behind = nullif(least(v_upto, v_from + c_most), v_upto) where b.rule = r.rule;
+    end if;
+  end loop;
+
+  foreach v_kind in array array['entries', 'counts', 'news', 'system', 'verifications'] loop
+    v_rules := array(select b.rule from meshaudit_private.alert_rules b
+      where b.enabled and meshaudit_private.kind_of(b.rule) = v_kind and b.rule <> all (v_behind) order by b.rule);
+    if v_rules <> '{}' and (v_kind in ('system', 'verifications') and v_check
+       or v_kind not in ('system', 'verifications') and v_upto > s.evaluated_id) then
+      v_made := v_made + coalesce(meshaudit_private.apply_rules(
+        v_kind, v_rules, s.evaluated_id, v_upto, p_quiet, p_upto + v_made), 0);
+    end if;
+  end loop;
   if v_upto > s.evaluated_id then
-    v_hits := meshaudit_private.hits_of_entries(s.evaluated_id, v_upto)
-      || meshaudit_private.hits_of_counts(s.evaluated_id, v_upto)
-      || meshaudit_private.hits_of_news(s.evaluated_id, v_upto);
     update meshaudit_private.alert_state set evaluated_id = v_upto where singleton;
   end if;
-  if p_quiet > '10 seconds'::pg_catalog.interval or s.checked_at < pg_catalog.clock_timestamp() - '10 seconds'::pg_catalog.interval then
-    v_hits := v_hits || meshaudit_private.hits_of_system(p_quiet) || meshaudit_private.hits_of_verifications();
-    perform meshaudit_private.forget();
+  if v_check then
+    begin
+      perform meshaudit_private.forget();
+      update meshaudit_private.alert_state set failure = null where singleton and failure is not null;
+    exception when others then
+      update meshaudit_private.alert_state set failure = pg_catalog."left"(sqlerrm, 200), checked_at = pg_catalog.clock_timestamp()
+        where singleton;
+    end;
   end if;
-  return meshaudit_private.raise_alerts(v_hits, p_upto);
+  return v_made;
 end
 $$;
 comment on function meshaudit_private.evaluate(bigint, interval) is 'Applies the rules to new events; returns how many alerts it raised.';
@@ -5740,7 +5913,9 @@ begin
       period = coalesce(set_alert_rule.period, r.period), learns = coalesce(set_alert_rule.learns, r.learns),
       severity = coalesce(set_alert_rule.severity, r.severity), time_zone = coalesce(set_alert_rule.time_zone, r.time_zone),
       opens = coalesce(set_alert_rule.opens, r.opens), closes = coalesce(set_alert_rule.closes, r.closes),
-      days = coalesce(set_alert_rule.days, r.days)
+      days = coalesce(set_alert_rule.days, r.days),
+      failure = case when set_alert_rule.enabled is distinct from false then r.failure end,
+      behind = case when set_alert_rule.enabled is distinct from false then r.behind end
       where r.rule = set_alert_rule.rule
         and (set_alert_rule.threshold is null or r.threshold is not null)
         and (set_alert_rule.learns is null or r.learns is not null)
@@ -5749,7 +5924,7 @@ begin
     v_found := found;
   exception when check_violation or data_exception then
     raise exception 'bad value for alert rule "%"', rule using errcode = 'MA005',
-      hint = 'severity: info, warning, critical; threshold from 1; period 10 seconds to 31 days; learns 0 to 366 days; days 1 (Monday) to 7; time_zone as in pg_timezone_names.';
+      hint = 'severity: info, warning, critical; threshold from 1; period 10 seconds to 31 days, without months or years; learns 0 to 366 days; days 1 (Monday) to 7; time_zone as in pg_timezone_names.';
   end;
   if not v_found then
     raise exception 'no alert rule "%" that takes these values', pg_catalog."left"(rule, 100) using errcode = 'MA005',
@@ -5761,16 +5936,32 @@ end
 $$;
 revoke all on function meshaudit.set_alert_rule(text, boolean, bigint, interval, interval, text, text, time, time, int[]) from public;
 
+create function meshaudit_private.is_webhook(p_url text) returns boolean
+language sql immutable
+return pg_catalog.char_length(p_url) <= 2000 and p_url !~ '[[:space:][:cntrl:]]'
+  and p_url ~ '^(https://[^/]+|http://(localhost|127[.]0[.]0[.]1|\[::1\])(:[0-9]+)?)(/.*)?$';
+
+-- As receivers decode it. An error would show the secret.
+create function meshaudit_private.is_signing_secret(p_secret text) returns boolean
+language plpgsql immutable set search_path = ''
+as $$
+begin
+  return p_secret ~ '^whsec_[A-Za-z0-9+/]+={0,2}$' and pg_catalog.char_length(p_secret) <= 100
+    and pg_catalog.octet_length(pg_catalog.decode(pg_catalog.substr(p_secret, 7), 'base64')) between 24 and 64;
+exception when data_exception then
+  return false;
+end
+$$;
+
 create function meshaudit.add_webhook(url text, secret text default null, out webhook_id int, out signing_secret text)
 language plpgsql volatile security definer set search_path = ''
 as $$
 begin
   signing_secret := coalesce(secret, 'whsec_' || pg_catalog.encode(pg_catalog.uuid_send(pg_catalog.gen_random_uuid())
     || pg_catalog.uuid_send(pg_catalog.gen_random_uuid()), 'base64'));
-  if url is null or url !~ '^(https://[^/ ]+|http://(localhost|127[.]0[.]0[.]1|\[::1\])(:[0-9]+)?)(/[^ ]*)?$'
-     or signing_secret !~ '^whsec_[A-Za-z0-9+/]{32,88}={0,2}$' then
-    raise exception 'a webhook takes an https URL and a secret of 24 to 64 bytes' using errcode = 'MA005',
-      hint = 'http is for localhost alone; a secret looks like whsec_ and base64; without one it is made.';
+  if not coalesce(meshaudit_private.is_webhook(url) and meshaudit_private.is_signing_secret(signing_secret), false) then
+    raise exception 'a webhook takes an https URL of at most 2000 characters and a secret of 24 to 64 bytes' using errcode = 'MA005',
+      hint = 'http is for localhost alone; a secret is whsec_ and valid base64; without one it is made.';
   end if;
   insert into meshaudit_private.webhooks (url, secret, added_by) values (add_webhook.url, signing_secret, session_user)
     returning webhooks.webhook_id into add_webhook.webhook_id;
@@ -5807,29 +5998,33 @@ $$;
 revoke all on function meshaudit.webhooks() from public;
 grant execute on function meshaudit.webhooks() to meshaudit_operator;
 
--- What is due, leased for a minute: who takes it and dies leaves it to be taken again, with the same message_id.
-create function meshaudit.take_deliveries(most int default 20)
-returns table (delivery_id bigint, url text, secret text, message_id text, body jsonb)
+-- What is due, leased for a minute: who takes it and dies leaves it to be taken again, with the same message_id. A sender
+-- that names the webhooks where it is still sending is not kept from the others by one that hangs.
+create function meshaudit.take_deliveries(most int default 20, per_webhook int default null, busy int[] default '{}')
+returns table (delivery_id bigint, webhook_id int, url text, secret text, message_id text, body jsonb)
 language sql volatile security definer set search_path = ''
 as $$
   with taken as (
     update meshaudit_private.alert_outbox o
       set attempts = o.attempts + 1, next_at = pg_catalog.clock_timestamp() + '1 minute'::pg_catalog.interval
       where o.delivery_id in (
-        select d.delivery_id from meshaudit_private.alert_outbox d
-        where d.next_at <= pg_catalog.clock_timestamp() order by d.next_at limit least(greatest(most, 0), 100)
-        for update skip locked)
+        select d.delivery_id from meshaudit_private.webhooks h,
+          lateral (
+            select b.delivery_id, b.next_at from meshaudit_private.alert_outbox b
+            where b.webhook_id = h.webhook_id and b.next_at <= pg_catalog.clock_timestamp() order by b.next_at
+            limit least(per_webhook, most, 100) for update skip locked) d
+        where h.webhook_id <> all (busy) order by d.next_at limit least(greatest(most, 0), 100))
       returning o.delivery_id, o.webhook_id, o.alert_id, o.message_id
   )
-  select t.delivery_id, w.url, w.secret, t.message_id, pg_catalog.jsonb_build_object('type', 'meshaudit.alert',
+  select t.delivery_id, t.webhook_id, w.url, w.secret, t.message_id, pg_catalog.jsonb_build_object('type', 'meshaudit.alert',
     'timestamp', a.raised_at, 'data', meshaudit_private.alert_json(a, r.count))
   from taken t
   join meshaudit_private.webhooks w on w.webhook_id = t.webhook_id
   join meshaudit_private.alerts a on a.alert_id = t.alert_id
   join meshaudit_private.alert_repeats r on r.alert_id = t.alert_id
 $$;
-revoke all on function meshaudit.take_deliveries(int) from public;
-grant execute on function meshaudit.take_deliveries(int) to meshaudit_operator;
+revoke all on function meshaudit.take_deliveries(int, int, int[]) from public;
+grant execute on function meshaudit.take_deliveries(int, int, int[]) to meshaudit_operator;
 
 -- Null p_error: it was taken. Else again after 5 s, 10 s, 20 s … at most 6 h, 20 times: three days.
 create function meshaudit.end_delivery(delivery_id bigint, error text default null) returns void
@@ -5851,10 +6046,13 @@ comment on function meshaudit.acknowledge_alert(bigint, text) is 'Notes that the
 comment on function meshaudit.test_alert() is 'Raises an alert of rule test, which goes every way that alerts go; returns its id.';
 comment on function meshaudit.set_alert_rule(text, boolean, bigint, interval, interval, text, text, time, time, int[]) is
   'Changes an alert rule; what is null stays. Recorded as an update of meshaudit.alert_rules. Raises MA005 on a bad rule or value.';
+comment on function meshaudit_private.is_webhook(text) is 'Whether alerts can be sent to a URL: https, or http on this machine.';
+comment on function meshaudit_private.is_signing_secret(text) is 'Whether a secret is whsec_ and base64 of 24 to 64 bytes.';
 comment on function meshaudit.add_webhook(text, text) is 'Has alerts sent to a URL, signed by the Standard Webhooks scheme; returns the secret, made if none was given, for the receiver. Recorded.';
 comment on function meshaudit.remove_webhook(int) is 'No more alerts to that webhook; what waits for it goes. Recorded. False if there is none.';
 comment on function meshaudit.webhooks() is 'The webhooks, without their secrets: how many alerts wait, and the last error.';
-comment on function meshaudit.take_deliveries(int) is 'Alerts to be sent now, with the secret to sign with, for a sender; end_delivery() says how it went.';
+comment on function meshaudit.take_deliveries(int, int, int[]) is
+  'Alerts to be sent now, with the secret to sign with, for a sender: so many at most, so many a webhook, and none of webhooks that are busy; end_delivery() says how it went.';
 comment on function meshaudit.end_delivery(bigint, text) is 'How a delivery went: null is well, else it comes again later, 20 times at most.';
 
 -- sql/79_tick.sql
@@ -5978,6 +6176,10 @@ declare
   v_behind pg_catalog.int8;
   v_age pg_catalog.interval;
   v_list pg_catalog.text;
+  v_rules pg_catalog.text;
+  v_given_up pg_catalog.int8;
+  v_failing pg_catalog.int8;
+  v_old constant pg_catalog.timestamptz := pg_catalog.clock_timestamp() - '5 minutes'::pg_catalog.interval;
 begin
   select * into s from meshaudit_private.feed_state;
   select coalesce(pg_catalog.sum(h.seq - coalesce(f.seq, 0)), 0) into v_behind
@@ -6009,14 +6211,28 @@ begin
   end if;
   return next;
 
+  -- overdue: nobody takes them; failing: taken, and not well for so long
   "check" := 'alerts';
-  select pg_catalog.count(*) filter (where o.next_at is not null and o.attempts > 0), max(o.error) into v_behind, v_list
+  select pg_catalog.count(*) filter (where o.next_at < v_old), pg_catalog.count(*) filter (where o.next_at is null),
+      pg_catalog.count(*) filter (where o.next_at >= v_old),
+      (pg_catalog.array_agg(o.error order by o.delivery_id desc) filter (where o.error is not null))[1]
+    into v_behind, v_given_up, v_failing, v_list
     from meshaudit_private.alert_outbox o
-    where o.next_at is null and o.error is not null or o.alert_id in (
-      select a.alert_id from meshaudit_private.alerts a where a.raised_at < pg_catalog.clock_timestamp() - '5 minutes'::pg_catalog.interval);
-  ok := v_behind = 0 and v_list is null;
-  detail := case when ok then 'no delivery is stuck'
-    else pg_catalog.format('%s deliveries stuck or given up; last error: %s; see meshaudit alerts webhooks', v_behind, coalesce(v_list, 'none')) end;
+    where o.next_at < v_old or o.next_at is null and o.error is not null
+      or o.next_at >= v_old and o.attempts > 0 and o.alert_id in (
+        select a.alert_id from meshaudit_private.alerts a where a.raised_at < v_old);
+  select pg_catalog.string_agg(pg_catalog.format('%s: %s', f.what, f.failure), '; ' order by f.what) into v_rules
+    from (
+      select pg_catalog.format('rule %s fails', r.rule) as what, r.failure from meshaudit_private.alert_rules r where r.enabled
+      union all
+      select 'forgetting fails', t.failure from meshaudit_private.alert_state t) f
+    where f.failure is not null;
+  ok := v_behind + v_given_up + v_failing = 0 and v_rules is null;
+  detail := case when ok then 'no delivery is stuck' else pg_catalog.concat_ws('; ', v_rules,
+    case when v_behind > 0 then pg_catalog.format('%s deliveries overdue: does meshaudit seal --follow run, with the extra alerts?', v_behind) end,
+    case when v_failing > 0 then pg_catalog.format('%s failing', v_failing) end,
+    case when v_given_up > 0 then pg_catalog.format('%s given up', v_given_up) end,
+    'last error: ' || v_list, case when v_behind + v_given_up + v_failing > 0 then 'see meshaudit alerts webhooks' end) end;
   return next;
 end
 $$;
