@@ -38,8 +38,8 @@ as $$
       (e ->> 'grantable')::pg_catalog.bool as grantable
     from pg_catalog.jsonb_array_elements(p_saved -> 'grants') e
   ), shown as (
-    -- ctid: the view passes it on
-    select pg_catalog.string_agg(pg_catalog.quote_ident(c), ', ') || ', ctid' as columns from unnest(p_columns) c where c <> all (p_secrets)
+    -- ctid: the view passes it on; xmin: an UPDATE asks whose the row is that it finds changed
+    select pg_catalog.string_agg(pg_catalog.quote_ident(c), ', ') || ', ctid, xmin' as columns from unnest(p_columns) c where c <> all (p_secrets)
   )
   select s from (
     select 1 as n, pg_catalog.format('revoke select on %s from %s', p_name, g.grantee) as s from g where g.privilege = 'SELECT' and g.col is null
@@ -48,7 +48,7 @@ as $$
         case when g.grantable and not g.owner then ' with grant option' else '' end)
       from g, shown s where g.privilege = 'SELECT' and g.col is null
     union all
-    select distinct 3, pg_catalog.format('grant select (ctid) on %s to %s', p_name, g.grantee)
+    select distinct 3, pg_catalog.format('grant select (ctid, xmin) on %s to %s', p_name, g.grantee)
       from g where g.privilege = 'SELECT' and g.col is not null
     union all
     select 4, pg_catalog.format('revoke select (%I) on %s from %s', g.col, p_name, g.grantee)

@@ -6903,6 +6903,10 @@ as $$
   from meshaudit_private.columns_of(p.base) c where c.name <> all (p.secret_columns)
 $$;
 
+-- An UPDATE that meets a row twice has changed it itself: as on a table, the first counts, and the second is skipped. What
+-- tells is that the version is of a transaction in progress, which then is ours. It could be an AFTER trigger's work too, which on a table runs
+-- when the statement is through, and would undo what is skipped here: so where there is one, nothing is. (What a BEFORE
+-- trigger or a function in the query has changed, a table refuses with 27000.)
 create function meshaudit_private.not_found_body(p meshaudit_private.protections) returns text
 language sql stable set search_path = ''
 as $$
@@ -6910,14 +6914,28 @@ as $$
     -- out of row security's reach, deleted, or changed by somebody else
     perform from meshaudit_protected.%1$I b where %2$s;
     if not found then
-      perform from meshaudit_protected.%1$I b where %3$s;
-      if found then
+      select case when pg_catalog.age(b.xmin) operator(pg_catalog.<=) 0 then
+          pg_catalog.pg_xact_status((pg_catalog.pg_current_xact_id()::pg_catalog.text::pg_catalog.int8
+            operator(pg_catalog.-) pg_catalog.age(b.xmin))::pg_catalog.text::pg_catalog.xid8) operator(pg_catalog.=) 'in progress'
+        else false end into v_ours
+        from meshaudit_protected.%1$I b where %3$s;
+      if found and v_ours is not true then
         raise exception 'could not serialize access due to concurrent update' using errcode = '40001',
           hint = 'Another transaction has changed the row since this statement saw it: try again.';
+      elsif v_ours and exists (
+          select from pg_catalog.pg_trigger t
+          where t.tgrelid operator(pg_catalog.=) any (array(select r.relid::pg_catalog.oid from pg_catalog.pg_partition_tree(%4$L) r union all select %4$L::pg_catalog.regclass))
+            and t.tgtype operator(pg_catalog.&) 2::pg_catalog.int2 operator(pg_catalog.=) 0 and t.tgtype operator(pg_catalog.&) 16::pg_catalog.int2 operator(pg_catalog.<>) 0
+            and t.tgname operator(pg_catalog.<>) 'meshaudit_update'
+            -- a key of the table to itself may cascade
+            and (not t.tgisinternal or t.tgconstrrelid operator(pg_catalog.=) t.tgrelid)) then
+        raise exception 'the row was already changed by this statement, or by a trigger in it' using errcode = '27000',
+          hint = 'On a protected table that has AFTER triggers an UPDATE must meet each row once, and one that no trigger has changed.';
       end if;
     end if;
     return null;
-  end if;$body$, p.table_name, meshaudit_private.unchanged(p, 'old'), meshaudit_private.key_condition(p.base, 'b.%I', 'old.%1$I'))
+  end if;$body$, p.table_name, meshaudit_private.unchanged(p, 'old'), meshaudit_private.key_condition(p.base, 'b.%I', 'old.%1$I'),
+    pg_catalog.format('meshaudit_protected.%I', p.table_name))
 $$;
 
 create function meshaudit_private.update_body(p meshaudit_private.protections) returns text
@@ -6953,6 +6971,7 @@ begin
 declare
   v_set pg_catalog.text;
   v_count pg_catalog.int8;
+  v_ours pg_catalog.bool;
 begin
   if %1$s and pg_catalog.has_table_privilege(%2$L, 'UPDATE')%3$s then
     if %4$s then
@@ -7040,8 +7059,8 @@ as $$
       (e ->> 'grantable')::pg_catalog.bool as grantable
     from pg_catalog.jsonb_array_elements(p_saved -> 'grants') e
   ), shown as (
-    -- ctid: the view passes it on
-    select pg_catalog.string_agg(pg_catalog.quote_ident(c), ', ') || ', ctid' as columns from unnest(p_columns) c where c <> all (p_secrets)
+    -- ctid: the view passes it on; xmin: an UPDATE asks whose the row is that it finds changed
+    select pg_catalog.string_agg(pg_catalog.quote_ident(c), ', ') || ', ctid, xmin' as columns from unnest(p_columns) c where c <> all (p_secrets)
   )
   select s from (
     select 1 as n, pg_catalog.format('revoke select on %s from %s', p_name, g.grantee) as s from g where g.privilege = 'SELECT' and g.col is null
@@ -7050,7 +7069,7 @@ as $$
         case when g.grantable and not g.owner then ' with grant option' else '' end)
       from g, shown s where g.privilege = 'SELECT' and g.col is null
     union all
-    select distinct 3, pg_catalog.format('grant select (ctid) on %s to %s', p_name, g.grantee)
+    select distinct 3, pg_catalog.format('grant select (ctid, xmin) on %s to %s', p_name, g.grantee)
       from g where g.privilege = 'SELECT' and g.col is not null
     union all
     select 4, pg_catalog.format('revoke select (%I) on %s from %s', g.col, p_name, g.grantee)

@@ -49,7 +49,7 @@ class Lab:
         ).fetchone()
         assert columns is not None
         conn.execute(
-            f"grant select ({columns[0]}, ctid), insert, update, delete on {base} to {self.reader}".encode()
+            f"grant select ({columns[0]}, ctid, xmin), insert, update, delete on {base} to {self.reader}".encode()
         )
         self.heard.clear()
 

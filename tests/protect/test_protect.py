@@ -9,7 +9,7 @@ from psycopg import errors as pg
 from psycopg import sql
 
 from tests.protect.support import ID1, ID2, App, dump
-from tests.support import wait_until
+from tests.support import Db, wait_until
 
 
 def test_answers_stay_and_a_dump_shows_no_difference(any_app: App) -> None:
@@ -207,6 +207,74 @@ def test_concurrent_claims_are_not_granted_twice(protected: App) -> None:
     protected.conn.execute("commit")
     thread.join(10)
     assert result == ["40001"]
+
+
+def test_an_update_that_meets_a_row_twice(db: Db) -> None:
+    """UPDATE … FROM with several source rows for one target: Postgres takes one, and skips the others."""
+    c = db.connect(db.role("app", "meshaudit_client"))
+    for table in ("plain", "t"):
+        db.su.execute(
+            f"create table {table} (id int primary key, key text, n int default 0, v text);"
+            f" insert into {table} (id, key, v) select i, 'k' || i, 'S' || i from generate_series(1, 3) i;"
+            f" grant select, insert, update on {table} to {c.info.user}".encode()
+        )
+    db.su.execute("select meshaudit.protect('t', array['v'])")
+    twice = "from (values ('a'), ('b')) v (k) where s.id = 1"
+    for before, statement in (
+        ("", f"update {{}} s set key = v.k {twice} returning s.*"),
+        ("", f"update {{}} s set key = v.k, v = v.k {twice} returning s.id, v.k"),
+        ("", "update {} s set n = n + 1 from generate_series(1, 3) i where s.id < 3"),
+        ("", f"update {{}} s set id = 7, key = v.k {twice}"),
+        (
+            "update {} set n = 5; savepoint a; update {} set n = 6; release a",
+            f"update {{}} s set n = n + 1 {twice}",
+        ),
+        ("update {} set n = 5; savepoint a", f"update {{}} s set n = n + 1 {twice}"),
+        (
+            "insert into {} (id, key, v) values (8, 'k', 'S')",
+            "update {} s set n = n + i from generate_series(1, 3) i where id = 8",
+        ),
+        (
+            "",
+            "with a as (update {} set key = 'a' where id = 1 returning id) update {} s set key = 'b' from a where s.id = 1 returning s.*",
+        ),
+    ):
+        told = []
+        for table in ("plain", "t"):
+            c.execute("begin")
+            if before:
+                c.execute(before.replace("{}", table).encode())
+            done = c.execute(statement.replace("{}", table).encode())
+            shown = done.fetchall() if done.description else []
+            rest = c.execute(f"select * from {table} order by id".encode()).fetchall()
+            told.append((done.statusmessage, shown, rest))
+            c.execute("rollback")
+        assert told[1] == told[0], statement
+
+
+def test_a_row_that_an_after_trigger_has_changed_is_not_skipped(db: Db) -> None:
+    """On a table it runs when the statement is through; here it would hide the statement's own change."""
+    c = db.su
+    c.execute(
+        "create table t (id int primary key, one boolean default false, v text) partition by range (id);"
+        "create table t1 partition of t for values from (0) to (10);"
+        "insert into t values (1, false, 'S1'), (2, false, 'S2');"
+        "create function only_one() returns trigger language plpgsql as $$ begin"
+        " update meshaudit_protected.t1 set one = not one where id <> new.id and pg_trigger_depth() < 3; return null; end $$"
+    )
+    c.execute("select meshaudit.protect('t', array['v'])")
+    assert c.execute("update t set one = true from (values (1), (1)) v (i) where id = i").rowcount == 1
+    c.execute(
+        "create trigger only_one after update on meshaudit_protected.t1 for each row execute function only_one()"
+    )
+    for statement in (
+        "update t set one = true",
+        "update t set one = not one from (values (1), (1)) v (i) where id = i",
+    ):
+        with pytest.raises(pg.TriggeredDataChangeViolation):
+            c.execute(statement.encode())
+    c.execute("drop trigger only_one on meshaudit_protected.t1")
+    assert c.execute("select id, one from t order by id").fetchall() == [(1, True), (2, False)]
 
 
 def test_a_delete_is_the_tables_own(protected: App) -> None:
