@@ -65,6 +65,15 @@ def test_reads_are_recorded_exactly(protected: App) -> None:
     assert seen() == []
     c.execute("select value, value from secrets where key = 'k2'")
     assert seen() == [("read", ID2)]
+    # only the last row is remembered: never fewer than one for each, but more after another row
+    for again in (
+        "select value from secrets union all select value from secrets",
+        "select a.value, b.value from secrets a, secrets b",
+    ):
+        c.execute(again.encode())
+        read = [row for _, row in seen()]
+        assert len(set(read)) == 3
+        assert len(read) > 3
 
 
 def test_writes_are_recorded_and_answer_as_before(protected: App) -> None:
