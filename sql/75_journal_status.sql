@@ -46,7 +46,8 @@ begin
   v_kept := pg_catalog.pg_wal_lsn_diff(pg_catalog.pg_current_wal_flush_lsn(), s.restart_lsn);
   "check" := 'journal wal kept';
   ok := coalesce(v_kept < 1073741824, false);
-  detail := pg_catalog.format('%s bytes kept for the slot (bound: 1 GB)', v_kept);
+  detail := coalesce(v_kept || ' bytes kept for the slot (bound: 1 GB)',
+    'none: the slot is gone or has lost records');
   return next;
 
   "check" := 'journal records refused';
