@@ -8,6 +8,8 @@ import psycopg
 from psycopg.rows import class_row, dict_row
 
 from meshaudit import db
+from meshaudit.errors import BadArgument
+from meshaudit.filters import BIGINT, INTEGER
 from meshaudit.output import stamp
 
 _AUDITOR = "ask for: select meshaudit.grant_auditor('your role')"
@@ -54,8 +56,8 @@ def plain(value: Any) -> Any:
 def listed(conn: psycopg.Connection[Any], *, limit: int, unacknowledged: bool) -> list[Alert]:
     """The newest alerts, newest first."""
     query = (
-        "select * from meshaudit.alerts where %(all)s or acknowledged_at is null"
-        " order by alert_id desc limit %(limit)s"
+        "select * from meshaudit.alerts where %(all)s::bool or acknowledged_at is null"
+        " order by alert_id desc limit %(limit)s::bigint"
     )
     with db.errors(_AUDITOR), conn.cursor(row_factory=class_row(Alert)) as cursor:
         return cursor.execute(query, {"all": not unacknowledged, "limit": limit or None}).fetchall()
@@ -63,8 +65,10 @@ def listed(conn: psycopg.Connection[Any], *, limit: int, unacknowledged: bool) -
 
 def acknowledge(conn: psycopg.Connection[Any], alert_id: int, note: str | None) -> bool:
     """Take note of an alert; False if there is none that the caller sees."""
+    if abs(alert_id) > BIGINT:
+        return False
     with db.errors(_AUDITOR):
-        return bool(_one(conn, "select meshaudit.acknowledge_alert(%s, %s)", alert_id, note))
+        return bool(_one(conn, "select meshaudit.acknowledge_alert(%s::bigint, %s::text)", alert_id, note))
 
 
 def raise_one(conn: psycopg.Connection[Any]) -> int:
@@ -85,26 +89,37 @@ def webhooks(conn: psycopg.Connection[Any]) -> list[dict[str, Any]]:
 
 def set_rule(conn: psycopg.Connection[Any], rule: str, values: dict[str, Any]) -> None:
     """Change a rule; None leaves a value as it is."""
-    query = """select meshaudit.set_alert_rule(%(rule)s, enabled => %(enabled)s,
-      threshold => %(threshold)s, period => %(period)s::interval, learns => %(learns)s::interval,
-      severity => %(severity)s, time_zone => %(time_zone)s, opens => %(opens)s::time,
+    query = """select meshaudit.set_alert_rule(%(rule)s::text, enabled => %(enabled)s::bool,
+      threshold => %(threshold)s::bigint, period => %(period)s::interval, learns => %(learns)s::interval,
+      severity => %(severity)s::text, time_zone => %(time_zone)s::text, opens => %(opens)s::time,
       closes => %(closes)s::time, days => %(days)s::int[])"""
     with db.errors(_OWNER):
-        conn.execute(query, {"rule": rule} | values)
+        try:
+            conn.execute(query, {"rule": rule} | values)
+        except psycopg.DataError as exc:
+            what = exc.diag.message_primary or str(exc)
+            raise BadArgument(
+                f"a value cannot be used: {what}",
+                "a period is like '5 minutes', a time like 07:00, a day 1 (Monday) to 7",
+            ) from exc
 
 
 def add_webhook(conn: psycopg.Connection[Any], url: str, secret: str | None) -> tuple[int, str]:
     """Have alerts sent to a URL; returns the webhook's number and its secret."""
     with db.errors(_OWNER):
-        row = conn.execute("select * from meshaudit.add_webhook(%s, %s)", [url, secret]).fetchone()
+        row = conn.execute(
+            "select * from meshaudit.add_webhook(%s::text, %s::text)", [url, secret]
+        ).fetchone()
     assert row is not None
     return int(row[0]), str(row[1])
 
 
 def remove_webhook(conn: psycopg.Connection[Any], number: int) -> bool:
     """No more alerts to it; False if there is none."""
+    if abs(number) > INTEGER:
+        return False
     with db.errors(_OWNER):
-        return bool(_one(conn, "select meshaudit.remove_webhook(%s)", number))
+        return bool(_one(conn, "select meshaudit.remove_webhook(%s::int)", number))
 
 
 def _rows(conn: psycopg.Connection[Any], query: str, hint: str) -> list[dict[str, Any]]:

@@ -9,6 +9,8 @@ from datetime import UTC, datetime, timedelta
 
 from meshaudit.errors import BadArgument
 
+BIGINT = 2**63 - 1
+INTEGER = 2**31 - 1
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
 
@@ -74,3 +76,10 @@ def plain(option: str, text: str | None) -> str | None:
             # Bytes of the command line that are no UTF-8 arrive as lone surrogates.
             raise BadArgument(f"{option}: not valid UTF-8", "check the terminal's encoding") from exc
     return text
+
+
+def most(option: str, number: int, limit: int = BIGINT) -> int:
+    """A number that the database can take."""
+    if number > limit:
+        raise BadArgument(f"{option}: {number} is too much", f"{limit} is the most")
+    return number

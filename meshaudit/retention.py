@@ -8,6 +8,7 @@ from psycopg.rows import class_row, scalar_row
 
 from meshaudit import db
 from meshaudit.errors import BadArgument
+from meshaudit.filters import BIGINT
 
 _READS = "connect as an auditor of scope '*', or as a member of meshaudit_operator"
 _OWNER = "connect as the role that installed meshaudit, or as a superuser"
@@ -124,8 +125,10 @@ def place_hold(conn: psycopg.Connection[Any], reason: str, **narrowed: Any) -> i
 
 def lift_hold(conn: psycopg.Connection[Any], hold: int, reason: str) -> bool:
     """Lift one; False if there is none of that number."""
+    if abs(hold) > BIGINT:
+        return False
     with db.errors(_AUDITOR):
-        return bool(_scalar(conn, "select meshaudit.lift_hold(%s, %s)", hold, reason))
+        return bool(_scalar(conn, "select meshaudit.lift_hold(%s::bigint, %s::text)", hold, reason))
 
 
 def _scalar(conn: psycopg.Connection[Any], statement: str, *params: Any) -> Any:

@@ -46,8 +46,9 @@ begin
   v_kept := pg_catalog.pg_wal_lsn_diff(pg_catalog.pg_current_wal_flush_lsn(), s.restart_lsn);
   "check" := 'journal wal kept';
   ok := coalesce(v_kept < 1073741824, false) and coalesce(s.safe_wal_size > v_kept, true);
-  detail := pg_catalog.format('%s bytes kept for the slot (bound: 1 GB)', v_kept)
-    || coalesce(pg_catalog.format('; %s more, and it may be lost (max_slot_wal_keep_size)', s.safe_wal_size), '');
+  detail := coalesce(v_kept || ' bytes kept for the slot (bound: 1 GB)'
+    || coalesce('; ' || s.safe_wal_size || ' more, and it may be lost (max_slot_wal_keep_size)', ''),
+    'none: the slot is gone or has lost records');
   return next;
 
   "check" := 'journal records refused';

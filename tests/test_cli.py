@@ -194,6 +194,7 @@ NONSENSE = [
     (["migrate", "--to", "nowhere"], 'no migration "nowhere"'),
     (["migrate", "--status", "--down"], "--status goes with neither"),
     (["migrate", "--destroy-audit-log"], "--destroy-audit-log without --down"),
+    (["hold", "lift", "9" * 20, "--reason", "r"], f"no hold {'9' * 20}"),
     (["revoke-auditor", "nobody-we-know"], "nobody-we-know has no grant for all scopes"),
     (["grant-auditor", ""], "identity must be 1 to 256 characters"),
     (["down", "--data", "/nonexistent"], "there is no server in /nonexistent"),
@@ -203,6 +204,11 @@ NONSENSE = [
 @pytest.mark.parametrize(("args", "said"), NONSENSE, ids=[" ".join(args)[:40] for args, _ in NONSENSE])
 def test_nonsense_is_told_in_one_line(filled: Db, args: list[str], said: str) -> None:
     assert said in fails(*args, dsn=filled.dsn())
+
+
+def test_a_limit_that_no_log_reaches(filled: Db) -> None:
+    asked = ("logs", "--operation", "create", "--limit")
+    assert ok(*asked, "9" * 20, dsn=filled.dsn()) == ok(*asked, "0", dsn=filled.dsn())
 
 
 @pytest.mark.parametrize("command", ["logs", "verify", "migrate"])

@@ -181,6 +181,8 @@ def test_lost_slot(db: Db, how: str) -> None:
     ok, detail = journal.status()["journal slot"]
     assert not ok
     assert "arm_journal()" in detail
+    if how in ("dropped", "invalidated"):
+        assert journal.status()["journal wal kept"] == (False, "none: the slot is gone or has lost records")
     # the ledger goes on
     assert one(client, READ, journal.secret) == b"first"
     if how in ("dropped", "invalidated"):

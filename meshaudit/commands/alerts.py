@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from meshaudit import alerts, db, output, sealer, webhooks
+from meshaudit import alerts, db, filters, output, sealer, webhooks
 from meshaudit.commands.options import Dsn, Json, dsn, wants_json
 from meshaudit.errors import BadArgument
 from meshaudit.version import require_current
@@ -27,6 +27,7 @@ def listing(
     """The newest alerts."""
     if context.invoked_subcommand:
         return
+    limit = filters.most("--limit", limit)
     with db.connect(dsn(context, database)) as conn:
         require_current(conn)
         found = alerts.listed(conn, limit=limit, unacknowledged=unacknowledged)
@@ -57,6 +58,7 @@ def ack(
     as_json: Json = False,
 ) -> None:
     """Acknowledge an alert."""
+    note = filters.plain("--note", note)
     with db.connect(dsn(context, database)) as conn:
         require_current(conn)
         if not alerts.acknowledge(conn, alert_id, note):
@@ -99,10 +101,14 @@ def set_rule(
     as_json: Json = False,
 ) -> None:
     """Change a rule. This is itself an entry in the log."""
-    values: dict[str, Any] = {
-        "enabled": enabled, "threshold": threshold, "period": period, "learns": learns, "severity": severity,
-        "time_zone": time_zone, "opens": opens, "closes": closes, "days": days or None,
+    texts = {
+        "period": period, "learns": learns, "severity": severity, "time_zone": time_zone, "opens": opens,
+        "closes": closes,
     }  # fmt: skip
+    values: dict[str, Any] = {"enabled": enabled, "threshold": threshold, "days": days or None} | {
+        name: filters.plain(f"--{name.replace('_', '-')}", text) for name, text in texts.items()
+    }
+    rule = filters.plain("RULE", rule) or ""
     with db.connect(dsn(context, database)) as conn:
         require_current(conn)
         alerts.set_rule(conn, rule, values)
@@ -127,6 +133,7 @@ def webhook_add(
     as_json: Json = False,
 ) -> None:
     """Have alerts sent to a URL; prints the secret that the receiver verifies with."""
+    url, secret = filters.plain("URL", url) or "", filters.plain("--secret", secret)
     with db.connect(dsn(context, database)) as conn:
         require_current(conn)
         number, made = alerts.add_webhook(conn, url, secret)
