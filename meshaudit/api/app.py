@@ -14,7 +14,7 @@ from fastapi.responses import FileResponse, HTMLResponse, Response
 from starlette.types import ASGIApp
 
 from meshaudit import __version__
-from meshaudit.api import export, health, logs, problems, stream
+from meshaudit.api import export, health, logs, problems, pump, stream
 from meshaudit.api.auth import Tokens
 from meshaudit.api.context import Context
 from meshaudit.api.gate import Gate
@@ -24,6 +24,7 @@ from meshaudit.api.metrics import Metrics
 from meshaudit.api.models import ProblemDocument
 from meshaudit.api.settings import Settings
 
+_LAST_WORDS = 6.0  # seconds: more than a Reading takes for its last entry
 LOOPBACK_NAMES = frozenset(("localhost", "127.0.0.1", "::1"))
 _STATIC = Path(fastapi_offline.__file__).parent / "static"
 _DOCS = """<!doctype html>
@@ -87,6 +88,8 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         listening.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await listening
+        # they record how far they came
+        await pump.ended(_LAST_WORDS)
         await parts.gate.pool.close()
         if provider := getattr(app.state, "tracer_provider", None):
             await asyncio.to_thread(provider.shutdown)

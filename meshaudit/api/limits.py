@@ -98,6 +98,13 @@ class Limits:
                 await problem.response()(scope, receive, guarded)
             else:
                 await self._app(scope, receive, guarded)
+        except asyncio.CancelledError:
+            # The server stops, and has waited long enough. Unfinished, the answer is an error for the client.
+            _log.warning("%s %s: broken off, the server stops", request_id, scope["path"])
+        except TimeoutError:
+            _log.warning(
+                "%s %s: broken off, the client took nothing for %d s", request_id, scope["path"], _STALL
+            )
         except Exception as exc:
             # Left unfinished, the answer ends in an error for the client too.
             _log.error(

@@ -13,6 +13,17 @@ _AHEAD = 2
 _running: set[asyncio.Task[None]] = set()
 
 
+async def ended(seconds: float) -> None:
+    """End those that still run, and wait for what they have to say last, so long at most."""
+    # those who take from them are being cancelled, too
+    await asyncio.sleep(0)
+    running = set(_running)
+    for task in running:
+        task.cancel()
+    if running:
+        await asyncio.wait(running, timeout=seconds)
+
+
 class Pump:
     """Takes from a generator."""
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import signal
 import socket
 import sys
 from types import FrameType
@@ -72,4 +73,6 @@ def run(settings: Settings, listening: socket.socket) -> None:
     server = Server(uvicorn.Config(application, **options), parts)
     host, port = listening.getsockname()[:2]
     print(f"listening on http://{f'[{host}]' if ':' in host else host}:{port}", flush=True)
+    # uvicorn raises the signal again when it is done: to stop when told to is no failure
+    signal.signal(signal.SIGTERM, lambda *_: None)
     server.run(sockets=[listening])
