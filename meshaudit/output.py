@@ -1,11 +1,10 @@
 """How results look: tables for people; JSON and CSV for programs.
 
 Invariants: entries are written as they come, one page in memory; names and headers that clients chose
-never reach a terminal with control characters in them.
+never reach a terminal with control characters in them, nor a spreadsheet as formulas.
 """
 
 import csv
-import io
 import json
 import os
 import re
@@ -31,7 +30,7 @@ _SHOWN = (
     "id",
 )
 # What a spreadsheet begins a formula with; an apostrophe too, so that ours can be told from theirs.
-_FORMULA = tuple("=+-@\t\r\n'")
+_FORMULA = tuple("=+-@\t\n'")
 _BOLD, _RED, _PLAIN = "\x1b[1m", "\x1b[31m", "\x1b[0m"
 # C0, DEL, C1, and what reorders or hides text.
 _UNSAFE = re.compile(r"[\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff]")
@@ -40,6 +39,23 @@ _UNSAFE = re.compile(r"[\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u206
 def printable(text: str) -> str:
     """`text` with everything that could move a cursor or reverse a line made visible."""
     return _UNSAFE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+# All of that but what CSV carries within quotes, tab and line feed; and a backslash that could pass for ours.
+_UNSAFE_IN_CSV = re.compile(
+    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff]"
+    r"|\\(?=x[0-9a-f]{2}|u[0-9a-f]{4})"
+)
+
+
+def escaped(text: str) -> str:
+    r"""`text`, or a row of CSV, as CSV shows it: \x1b, \u202e. Who puts the characters back has `text`."""
+    return _UNSAFE_IN_CSV.sub(_as_escape, text)
+
+
+def _as_escape(found: re.Match[str]) -> str:
+    code = ord(found[0])
+    return f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}"
 
 
 def one_line(error: MeshauditError) -> str:
@@ -134,17 +150,22 @@ def harmless(value: Any) -> Any:
     return f"'{value}" if isinstance(value, str) and value.lstrip(" ")[:1] in _FORMULA else value
 
 
+def cell(value: Any) -> Any:
+    """A cell that neither a spreadsheet executes nor a terminal."""
+    return harmless(escaped(value)) if isinstance(value, str) else value
+
+
 class CsvWriter:
     """A header, then a row for each entry; NULL is empty."""
 
     def __init__(self, out: TextIO) -> None:
-        self._out = out
+        self._csv = csv.writer(out, lineterminator="\n")
         self._begun = False
 
     def page(self, entries: Sequence[Entry]) -> None:
         self._begin()
         for entry in entries:
-            self._row(map(harmless, record(entry).values()))
+            self._csv.writerow(map(cell, record(entry).values()))
 
     def end(self) -> None:
         self._begin()
@@ -152,14 +173,8 @@ class CsvWriter:
     def _begin(self) -> None:
         # Not before there is a result: a search that fails prints nothing on stdout.
         if not self._begun:
-            self._row(COLUMNS)
+            self._csv.writerow(COLUMNS)
             self._begun = True
-
-    def _row(self, cells: Iterable[Any]) -> None:
-        # The writer quotes only what its own line end is made of: \r would break a row in two.
-        line = io.StringIO()
-        csv.writer(line, lineterminator="\r\n").writerow(cells)
-        self._out.write(line.getvalue()[:-2] + "\n")
 
 
 class TableWriter:

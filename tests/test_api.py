@@ -124,6 +124,13 @@ def test_exports_are_the_log(api: Api, api_db: Db) -> None:
     assert [json.loads(line) for line in lines] == page
     table = csv.DictReader(io.StringIO(api.get("/api/audit-logs/export", ALL, scope="odd").text))
     assert next(table)["application_name"] == page[0]["application_name"] == 'q"u,o\\te'
+    with api_db.connect(api_db.role("odder", "meshaudit_client")) as conn:
+        conn.execute(
+            "select meshaudit.write_secret('k', 'v', %s)", ["odder\x1b]0;pwn\x07\x9b\r\n\t\u202e\\x1bé"]
+        )
+    told = api.get("/api/audit-logs/export", ALL, operation="create").text
+    assert r"odder\x1b]0;pwn\x07\x9b\x0d" + "\n\t" + r"\u202e\x5cx1bé" in told
+    assert not set(told) & set("\x1b\x07\x9b\r\u202e")
 
 
 def _told(db: Db, after: datetime) -> list[tuple[str, str, str]]:

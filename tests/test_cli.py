@@ -13,6 +13,7 @@ import pytest
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 import meshaudit
+from meshaudit import output
 from meshaudit.cli import app
 from tests.cli_support import PROGRAM, environment, fails, ok, ok_json, run
 from tests.flavours import Templates
@@ -102,8 +103,9 @@ def test_json_has_the_columns_of_the_view(filled: Db) -> None:
 def test_csv_is_the_json(filled: Db) -> None:
     text = ok("logs", "--format", "csv", "--access-type", "write", dsn=filled.dsn())
     rows = ok_json("logs", "--access-type", "write", dsn=filled.dsn())
-    as_text = [{k: "" if v is None else str(v) for k, v in row.items()} for row in rows]
+    as_text = [{k: "" if v is None else output.escaped(str(v)) for k, v in row.items()} for row in rows]
     assert list(csv.DictReader(io.StringIO(text, newline=""))) == as_text  # line breaks and all
+    assert not set(text) & set("\x1b\r\u202e")
 
 
 def test_a_table_cannot_move_the_cursor(filled: Db) -> None:

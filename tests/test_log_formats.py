@@ -4,6 +4,7 @@ import csv
 import io
 import itertools
 import json
+import re
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
@@ -11,6 +12,8 @@ from uuid import uuid4
 
 import jsonschema
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 from ocsf_json_schema import OcsfJsonSchemaEmbedded, get_ocsf_schema
 
 from meshaudit import filters, ocsf, output
@@ -90,10 +93,30 @@ def test_no_cell_is_a_formula() -> None:
         out = io.StringIO()
         output.writer("csv", out).page([replace(ENTRY, user_identity=text, seq=-5)])
         _, row = csv.reader(io.StringIO(out.getvalue(), newline=""))
-        assert row[4] == f"'{text}"
+        assert row[4] == ("\\x0d=1" if text == "\r=1" else f"'{text}")
         assert row[19] == "-5"  # a number is one
     for text in ("a=1", "1-1", "", "normal"):
         assert output.harmless(text) == text
+
+
+@given(st.text(st.characters(codec="utf-8") | st.sampled_from("\\x1b5cu202e\x1b\r\n\x9b\u202e")))
+@example("\x1b]0;pwn\x07")
+@example(r"\x1b \x5c \\x1b DOMAIN\user")
+def test_csv_moves_no_cursor(text: str) -> None:
+    out = io.StringIO()
+    output.writer("csv", out).page([replace(ENTRY, user_agent=text)])
+    _, row = csv.reader(io.StringIO(out.getvalue(), newline=""))
+    told = (
+        row[15].removeprefix("'")
+        if output.harmless(output.escaped(text)) != output.escaped(text)
+        else row[15]
+    )
+    assert output.printable(told.replace("\n", "").replace("\t", "")) == told.replace("\n", "").replace(
+        "\t", ""
+    )
+    # and back
+    assert re.sub(r"\\(?:x([0-9a-f]{2})|u([0-9a-f]{4}))", lambda m: chr(int(m[1] or m[2], 16)), told) == text
+    assert output.escaped(r"DOMAIN\user") == r"DOMAIN\user"
 
 
 def test_days_by_name() -> None:

@@ -23,12 +23,15 @@ from meshaudit.api.problems import bad_parameter
 from meshaudit.api.pump import Pump
 from meshaudit.api.readings import Reading
 from meshaudit.api.rows import matching, shown
+from meshaudit.output import escaped
 from meshaudit.queries import COLUMNS, Filters
 
 router = APIRouter(tags=["audit log"])
 
 _CHUNK = 65536
 _MEDIA = {"csv": "text/csv; charset=utf-8", "jsonl": "application/jsonl; charset=utf-8"}
+# A row without any of these has nothing to escape: most have none, and a look is quick.
+_SUSPECT = bytes(b for b in range(256) if (b < 32 and b not in b"\t\n") or b in b"\\\x7f\xc2\xe2\xef")
 _ROWS = sql.SQL(
     'select {shown} from meshaudit.audit_logs l where {matching} order by l."timestamp" desc, l.id desc'
 )
@@ -51,7 +54,8 @@ class ExportQuery(FilterQuery):
     description="All entries that the caller may see and that pass all filters, newest first, as of one"
     " moment. Of any"
     " size: it is streamed. An answer that ends before its last chunk is not complete. That it began, and how"
-    " many entries it was, are entries themselves.",
+    " many entries it was, are entries themselves. In CSV, control characters but tab and line feed are"
+    " escaped: `\\x1b`, `\\u202e`, and `\\x5c` for a backslash that could be read as such an escape.",
     operation_id="exportAuditLogs",
     response_class=StreamingResponse,
     responses={
@@ -80,6 +84,13 @@ async def export(
     return StreamingResponse(chunks, media_type=_MEDIA[form], headers={"Content-Disposition": name})
 
 
+def _csv(row: bytes) -> bytes:
+    """A row as `meshaudit logs` writes it too, without control characters."""
+    if len(row.translate(None, _SUSPECT)) == len(row):
+        return row
+    return escaped(row.decode()).encode()
+
+
 async def _write(
     parts: Context, caller: Caller, request: Request, wanted: Filters, form: str
 ) -> AsyncGenerator[bytes, None]:
@@ -100,7 +111,7 @@ async def _write(
                     async for row in copy:
                         # JSON has no raw control characters, so that COPY doubles backslashes and escapes
                         # nothing else.
-                        buffer += row if form == "csv" else bytes(row).replace(b"\\\\", b"\\")
+                        buffer += _csv(bytes(row)) if form == "csv" else bytes(row).replace(b"\\\\", b"\\")
                         entries += 1
                         if len(buffer) >= _CHUNK:
                             yield bytes(buffer)
