@@ -202,3 +202,20 @@ def test_a_rollback_hides_nobody(armed: Gateway) -> None:
         "select meshaudit.erase_identity('quentin', 'request 10'), meshaudit.erase_identity('quentin himself', 'request 10')"
     )
     assert everywhere(armed.db, "quentin") == []
+
+
+def test_a_search_for_nobody_names_nobody(gateway: Gateway) -> None:
+    gateway.on()
+    su = gateway.db.su
+    su.execute("select meshaudit.search_audit_logs(secret_id => 'x')")
+    su.execute("select meshaudit.search_audit_logs(user_identity => 'zoe')")
+    su.execute("select meshaudit.note_reading('export', 'csv'), meshaudit.audit_log(1)")
+    rows = su.execute(
+        "select secret_id from meshaudit.audit_logs where secret_table = 'meshaudit.audit_logs' order by id"
+    )
+    assert [what for (what,) in rows] == [
+        "search (secret_id x): 0 entries",
+        "search (user_identity (without a pseudonym)): 0 entries",
+        "export (csv): begun",
+        "entry (1): 1 entries",
+    ]
