@@ -133,6 +133,18 @@ def test_exports_are_the_log(api: Api, api_db: Db) -> None:
     assert not set(told) & set("\x1b\x07\x9b\r\u202e")
 
 
+def test_an_export_holds_no_formulas(api: Api, api_db: Db) -> None:
+    """As `meshaudit logs --format csv` writes them."""
+    scopes = ["=1+1", ' =HYPERLINK("x,y")', "+1", "-1", "@x", "'=1", "\t=1", "plain, -1", 'q",=1', "a'b"]
+    with api_db.connect(api_db.role("formulas", "meshaudit_client")) as conn:
+        conn.execute("set application_name = '=2+2'")
+        for scope in scopes:
+            conn.execute("select meshaudit.write_secret('formula', 'v', %s)", [scope])
+    rows = list(csv.DictReader(io.StringIO(api.get("/api/audit-logs/export", ALL, operation="create").text)))
+    told = {row["scope"] for row in rows if row["application_name"] == "'=2+2"}
+    assert told == {"'" + scope for scope in scopes[:7]} | set(scopes[7:])
+
+
 def _told(db: Db, after: datetime) -> list[tuple[str, str, str]]:
     rows = db.su.execute(
         "select secret_id, user_identity, outcome from meshaudit.audit_logs"

@@ -7,6 +7,7 @@ is an error,
 never a shorter log.
 """
 
+import re
 from collections.abc import AsyncGenerator
 from typing import Annotated
 
@@ -23,7 +24,7 @@ from meshaudit.api.problems import bad_parameter
 from meshaudit.api.pump import Pump
 from meshaudit.api.readings import Reading
 from meshaudit.api.rows import matching, shown
-from meshaudit.output import escaped
+from meshaudit.output import escaped, harmless
 from meshaudit.queries import COLUMNS, Filters
 
 router = APIRouter(tags=["audit log"])
@@ -32,6 +33,9 @@ _CHUNK = 65536
 _MEDIA = {"csv": "text/csv; charset=utf-8", "jsonl": "application/jsonl; charset=utf-8"}
 # A row without any of these has nothing to escape: most have none, and a look is quick.
 _SUSPECT = bytes(b for b in range(256) if (b < 32 and b not in b"\t\n") or b in b"\\\x7f\xc2\xe2\xef")
+# A field that may be one, told quickly; and the fields of a row.
+_FORMULA = re.compile(rb"""(?:^|,)"? *[=+\-@\t\n']""")
+_FIELD = re.compile(r'(^|,)("(?:[^"]|"")*"|[^",\n]*)')
 _ROWS = sql.SQL(
     'select {shown} from meshaudit.audit_logs l where {matching} order by l."timestamp" desc, l.id desc'
 )
@@ -85,10 +89,19 @@ async def export(
 
 
 def _csv(row: bytes) -> bytes:
-    """A row as `meshaudit logs` writes it too, without control characters."""
-    if len(row.translate(None, _SUSPECT)) == len(row):
-        return row
-    return escaped(row.decode()).encode()
+    """A row as `meshaudit logs` writes it too, without control characters and formulas."""
+    if len(row.translate(None, _SUSPECT)) != len(row):
+        row = escaped(row.decode()).encode()
+    if _FORMULA.search(row):
+        row = _FIELD.sub(_harmless, row.decode()).encode()
+    return row
+
+
+def _harmless(found: re.Match[str]) -> str:
+    before, field = found.groups()
+    quote = '"' if field.startswith('"') else ""
+    text = field[1:-1] if quote else field
+    return f"{before}{quote}{harmless(text)}{quote}"
 
 
 async def _write(
