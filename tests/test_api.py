@@ -242,6 +242,11 @@ def test_what_is_no_address_or_method(api: Api) -> None:
     answer = api.client.post("/api/audit-logs", headers=ONE)
     assert problem(answer, 405)
     assert answer.headers["allow"] == "GET"
+    for path in ("/healthz", "/readyz"):
+        head = api.client.head(path)
+        assert (head.status_code, head.text) == (200, "")
+    # not sent elsewhere, with its token
+    assert problem(api.client.get("/api/status/", headers={**ONE, "Host": "evil.example"}), 404)
 
 
 def test_what_is_too_large(api: Api) -> None:

@@ -209,6 +209,11 @@ def test_what_the_program_refuses(auth_db: Db, tmp_path: Path) -> None:
     assert "No such file" in fails(
         "serve", "--port", "0", dsn=dsn, env={"MESHAUDIT_JWKS": str(tmp_path / "x")}
     )
+    nested = tmp_path / "nested"
+    nested.write_text('{"keys": [' + "[" * 100_000)
+    said = fails("serve", "--port", "0", dsn=dsn, env={"MESHAUDIT_JWKS": str(nested)})
+    assert "MESHAUDIT_JWKS" in said
+    assert "bug" not in said
     assert "not an origin" in fails("serve", "--cors-origin", "*", dsn=dsn, env=env)
     assert "--trusted-proxy" in fails("serve", "--trusted-proxy", "x", dsn=dsn, env=env)
     assert "hint: " in fails("serve", dsn="postgresql://127.0.0.1:1/x", env=env)

@@ -246,6 +246,8 @@ def test_exactly_once_over_restarts() -> None:
         write(10)
         # While nobody is there to be connected to, a new sealer starts: it waits.
         server.kill()
+        for path in ("/api/audit-logs", "/readyz"):
+            assert problem(api.get(path, bearer("sees-all")), 503)["type"].endswith(":database")
         sealer = _sealer(server, stack)
         server.start()
         write(10)

@@ -52,6 +52,8 @@ def create(settings: Settings) -> tuple[ASGIApp, FastAPI]:
         lifespan=_lifespan,
         docs_url=None,
         redoc_url=None,
+        # it would send the client, and its token, to whatever host the request names
+        redirect_slashes=False,
     )
     metrics = Metrics()
     app.state.context = Context(settings, Tokens(settings), Gate(settings), metrics, Listener(settings.dsn))

@@ -89,7 +89,7 @@ class KeySet:
         self._tried = time.monotonic()
         try:
             self._keys = _keys(self._read())
-        except (OSError, ValueError, BadArgument) as exc:
+        except (OSError, ValueError, BadArgument, RecursionError) as exc:
             if strict:
                 hint = "it must be a JWK set with RSA keys of 2048 bits or more, or P-256 keys"
                 raise BadArgument(f"MESHAUDIT_JWKS: {exc}", hint) from exc

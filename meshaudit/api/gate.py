@@ -20,7 +20,7 @@ from typing import Any, LiteralString
 from fastapi import Request
 from psycopg import AsyncConnection
 from psycopg.rows import DictRow, dict_row
-from psycopg_pool import AsyncConnectionPool
+from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
 from meshaudit.api.auth import Caller
 from meshaudit.api.problems import forbidden, unavailable
@@ -54,6 +54,7 @@ class Gate:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
+        self._acting = 0
         self.pool: AsyncConnectionPool[Connection] = AsyncConnectionPool(
             settings.dsn,
             min_size=1,
@@ -83,11 +84,27 @@ class Gate:
         self, caller: Caller, request: Request, *, isolation: LiteralString = ""
     ) -> AsyncIterator[Connection]:
         """A transaction as the caller; committed at the end."""
-        async with self.pool.connection() as conn, conn.transaction():
+        async with self._connection() as conn, conn.transaction():
             if isolation:
                 await conn.execute("set transaction isolation level " + isolation)
             await self._become(conn, caller, request)
             yield conn
+
+    @asynccontextmanager
+    async def _connection(self, timeout: float | None = None) -> AsyncIterator[Connection]:
+        try:
+            conn = await self.pool.getconn(timeout)
+        except PoolTimeout:
+            if self._acting < self._settings.pool_size:
+                raise unavailable("database", "the database does not answer as it should", 5) from None
+            raise
+        self._acting += 1
+        try:
+            async with conn:
+                yield conn
+        finally:
+            self._acting -= 1
+            await self.pool.putconn(conn)
 
     async def _become(self, conn: Connection, caller: Caller, request: Request) -> None:
         timeout = str(int(self._settings.statement_seconds * 1000))
@@ -132,7 +149,7 @@ class Gate:
 
     async def ready(self) -> None:
         """Raises unless the database answers."""
-        async with self.pool.connection(timeout=2) as conn:
+        async with self._connection(2) as conn:
             await conn.execute("select 1")
 
 

@@ -31,6 +31,7 @@ async def status(request: Request, caller: Who, parts: Parts) -> Response:
     return JSONResponse({"ok": all(check["ok"] for check in checks), "checks": checks})
 
 
+@router.head("/healthz", include_in_schema=False, dependencies=[Depends(no_query)])
 @router.get(
     "/healthz",
     summary="Whether the server runs",
@@ -44,6 +45,7 @@ async def healthz() -> Response:
     return JSONResponse({"status": "ok"})
 
 
+@router.head("/readyz", include_in_schema=False, dependencies=[Depends(no_query)])
 @router.get(
     "/readyz",
     summary="Whether the server can serve",
