@@ -16,6 +16,7 @@ import httpx
 import psycopg
 
 from tests.cli_support import PROGRAM, environment
+from tests.flavours import Templates
 from tests.support import Db
 
 SECRET = "a secret of the tests, long enough for every HS there is, 512 included"
@@ -131,6 +132,23 @@ def record(db: Db, *keys: str, scope: str = "") -> psycopg.Connection[Any]:
     for key in keys:
         conn.execute("select meshaudit.write_secret(%s, 'v', %s)", [key, scope])
     return conn
+
+
+@contextlib.contextmanager
+def audited(template: Templates) -> Iterator[Db]:
+    """A database with five entries of two scopes, their auditors, and a gateway's login in public.login."""
+    db = template.clone("superuser")
+    try:
+        login = gateway(db)
+        db.su.execute("create table public.login (name text)")
+        db.su.execute("insert into public.login values (%s)", [login])
+        for subject, scope in (("sees-all", "*"), ("sees-one", "one"), ("sees-two", "two")):
+            db.su.execute("select meshaudit.grant_auditor(%s, %s)", [subject, scope])
+        record(db, "a", "b", "c", scope="one")
+        record(db, "d", "e", scope="two")
+        yield db
+    finally:
+        db.drop()
 
 
 def events(lines: Iterator[str]) -> Iterator[dict[str, str]]:

@@ -3,40 +3,27 @@
 import csv
 import io
 import json
-import time
 from collections.abc import Iterator
 from datetime import datetime
 from typing import Any
 
-import httpx
 import pytest
 from starlette.datastructures import Headers
 
-from benchmarks.api_export import export, fill
 from meshaudit.api.gate import Gate
 from meshaudit.api.settings import Settings, networks
 from meshaudit.output import stamp
-from tests.api_support import Api, bearer, gateway, problem, record, serving
+from tests.api_support import Api, audited, bearer, problem, serving
 from tests.flavours import Templates
-from tests.support import Db, wait_until
+from tests.support import Db
 
 ALL, ONE, TWO = bearer("sees-all"), bearer("sees-one"), bearer("sees-two")
 
 
 @pytest.fixture(scope="module")
 def api_db(template: Templates) -> Iterator[Db]:
-    db = template.clone("superuser")
-    try:
-        gateway_login = gateway(db)
-        db.su.execute("create table public.login (name text)")
-        db.su.execute("insert into public.login values (%s)", [gateway_login])
-        for subject, scope in (("sees-all", "*"), ("sees-one", "one"), ("sees-two", "two")):
-            db.su.execute("select meshaudit.grant_auditor(%s, %s)", [subject, scope])
-        record(db, "a", "b", "c", scope="one")
-        record(db, "d", "e", scope="two")
+    with audited(template) as db:
         yield db
-    finally:
-        db.drop()
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +34,7 @@ def api(api_db: Db) -> Iterator[Api]:
         yield running
 
 
-def _ids(api: Api, who: dict[str, str], **params: Any) -> list[int]:
+def ids(api: Api, who: dict[str, str], **params: Any) -> list[int]:
     found, cursor = [], None
     while True:
         page = api.get("/api/audit-logs", who, **params, **({"cursor": cursor} if cursor else {}))
@@ -58,7 +45,7 @@ def _ids(api: Api, who: dict[str, str], **params: Any) -> list[int]:
             return found
 
 
-def _in_scope(db: Db, scope: str) -> list[int]:
+def in_scope(db: Db, scope: str) -> list[int]:
     rows = db.su.execute(
         "select id from meshaudit.audit_logs where scope = %s order by timestamp desc, id desc", [scope]
     )
@@ -66,8 +53,8 @@ def _in_scope(db: Db, scope: str) -> list[int]:
 
 
 def test_pages_are_the_log(api: Api, api_db: Db) -> None:
-    assert _ids(api, ONE, limit=2) == _in_scope(api_db, "one")
-    assert _ids(api, TWO, limit=1) == _in_scope(api_db, "two")
+    assert ids(api, ONE, limit=2) == in_scope(api_db, "one")
+    assert ids(api, TWO, limit=1) == in_scope(api_db, "two")
     entry = api.get("/api/audit-logs", ONE, limit=1).json()["items"][0]
     row = api_db.su.execute("select * from meshaudit.audit_logs where id = %s", [entry["id"]])
     names = [column.name for column in row.description or ()]
@@ -80,7 +67,7 @@ def test_pages_are_the_log(api: Api, api_db: Db) -> None:
 
 
 def test_an_auditor_never_sees_anothers_entries(api: Api, api_db: Db) -> None:
-    hidden = set(_in_scope(api_db, "two"))
+    hidden = set(in_scope(api_db, "two"))
     secrets = {
         s for (s,) in api_db.su.execute("select secret_id from meshaudit.audit_logs where scope = 'two'")
     }
@@ -114,7 +101,7 @@ def test_exports_are_the_log(api: Api, api_db: Db) -> None:
     got = api.get("/api/audit-logs/export", ONE)
     assert got.headers["content-type"].startswith("text/csv")
     rows = list(csv.DictReader(io.StringIO(got.text)))
-    assert [int(row["id"]) for row in rows] == _ids(api, ONE)
+    assert [int(row["id"]) for row in rows] == ids(api, ONE)
     # a client's own words, of the kind that break formats
     with api_db.connect(api_db.role("odd", "meshaudit_client")) as conn:
         conn.execute("select set_config('application_name', %s, false)", ['q"u,o\\te'])
@@ -145,7 +132,7 @@ def test_an_export_holds_no_formulas(api: Api, api_db: Db) -> None:
     assert told == {"'" + scope for scope in scopes[:7]} | set(scopes[7:])
 
 
-def _told(db: Db, after: datetime) -> list[tuple[str, str, str]]:
+def told(db: Db, after: datetime) -> list[tuple[str, str, str]]:
     rows = db.su.execute(
         "select secret_id, user_identity, outcome from meshaudit.audit_logs"
         " where secret_table = 'meshaudit.audit_logs' and timestamp > %s order by id",
@@ -154,7 +141,7 @@ def _told(db: Db, after: datetime) -> list[tuple[str, str, str]]:
     return rows.fetchall()
 
 
-def _now(db: Db) -> datetime:
+def now(db: Db) -> datetime:
     row = db.su.execute("select clock_timestamp()").fetchone()
     assert row is not None
     found: datetime = row[0]
@@ -163,14 +150,14 @@ def _now(db: Db) -> datetime:
 
 def test_readings_are_recorded(api: Api, api_db: Db) -> None:
     """Who read what, and how much; once each, and without a journal."""
-    mine = _in_scope(api_db, "two")
-    start = _now(api_db)
+    mine = in_scope(api_db, "two")
+    start = now(api_db)
     api.get("/api/audit-logs", TWO, scope="two", limit=2)
     api.get(f"/api/audit-logs/{mine[0]}", TWO)
     api.get("/api/audit-logs/999999999", TWO)
     api.get("/api/audit-logs/export", TWO, outcome="granted")
     api.get("/api/audit-logs/export", bearer("nobody"), format="jsonl", date_range="2026-01-01/2026-02-01")
-    assert _told(api_db, start) == [
+    assert told(api_db, start) == [
         ("search (scope two): 2 entries", "sees-two", "granted"),
         (f"entry ({mine[0]}): 1 entries", "sees-two", "granted"),
         ("entry (999999999): 0 entries", "sees-two", "granted"),
@@ -186,10 +173,10 @@ def test_readings_are_recorded(api: Api, api_db: Db) -> None:
         ),
     ]
     # What is refused before it reads anything is no reading.
-    start = _now(api_db)
+    start = now(api_db)
     for path in ("/api/audit-logs?limit=0", "/api/audit-logs/export?format=x", "/api/audit-logs/x"):
         assert api.get(path, TWO).status_code in (400, 404)
-    assert _told(api_db, start) == []
+    assert told(api_db, start) == []
 
 
 @pytest.mark.parametrize(
@@ -232,9 +219,9 @@ def test_a_bad_parameter_is_named(api: Api, given: dict[str, str], name: str | N
 def test_ranges_are_half_open(api: Api, api_db: Db) -> None:
     rows = api.get("/api/audit-logs", ONE).json()["items"]
     newest, oldest = rows[0], rows[-1]
-    inside = _ids(api, ONE, date_range=f"{oldest['timestamp']}/{newest['timestamp']}")
+    inside = ids(api, ONE, date_range=f"{oldest['timestamp']}/{newest['timestamp']}")
     assert inside == [row["id"] for row in rows[1:]]
-    assert _ids(api, ONE, **{"from": newest["timestamp"]}) == [newest["id"]]
+    assert ids(api, ONE, **{"from": newest["timestamp"]}) == [newest["id"]]
 
 
 def test_what_is_no_address_or_method(api: Api) -> None:
@@ -341,116 +328,3 @@ def test_status_and_metrics(api: Api, api_db: Db) -> None:
     assert "meshaudit_partitions_ahead 3.0" in text
     assert 'meshaudit_api_request_seconds_count{method="GET",route="/api/status",status="200"}' in text
     assert api.get("/readyz").json() == {"status": "ok"}
-
-
-def test_a_search_that_takes_too_long(api_db: Db) -> None:
-    row = api_db.su.execute("select name from public.login").fetchone()
-    assert row is not None
-    with serving(api_db, "--statement-timeout", "0.2", "--pool-size", "2", login=row[0]) as api:
-        with api_db.su.transaction():
-            api_db.su.execute("lock table meshaudit_private.auditors in access exclusive mode")
-            answer = api.get("/api/audit-logs", ONE)
-        assert problem(answer, 503)["type"].endswith(":timeout")
-        assert int(answer.headers["retry-after"]) > 0
-        # on a busy machine 0.2 s can be too short for any search
-        wait_until(lambda: api.get("/api/audit-logs", ONE).status_code == 200)
-
-
-def test_a_login_that_is_no_gateway(api_db: Db) -> None:
-    login = api_db.role("plain", inherit=False)
-    api_db.pg.run(f"grant authenticated to {login}")
-    with serving(api_db, login=login) as api:
-        assert problem(api.get("/api/audit-logs", ALL), 503)["type"].endswith(":not-a-gateway")
-
-
-def test_a_login_that_is_a_gateway_no_more(api_db: Db) -> None:
-    row = api_db.su.execute("select name from public.login").fetchone()
-    assert row is not None
-    with serving(api_db, login=row[0]) as api:
-        assert api.get("/api/audit-logs", ALL).status_code == 200
-        before = api_db.su.execute("select meshaudit.get_setting('gateway_roles')").fetchone()
-        assert before is not None
-        setting = "select meshaudit.set_setting('gateway_roles', %s)"
-        api_db.su.execute(setting, ["somebody_else"])
-        try:
-            assert problem(api.get("/api/audit-logs", ALL), 503)["type"].endswith(":not-a-gateway")
-        finally:
-            api_db.su.execute(setting, [before[0]])
-
-
-def test_without_authentication_on_loopback_it_is_the_login(api_db: Db) -> None:
-    login = api_db.role("reader")
-    api_db.su.execute("select meshaudit.grant_auditor(%s, 'two')", [login])
-    with serving(api_db, login=login, env={"MESHAUDIT_JWT_SECRET": ""}) as api:
-        assert _ids(api, {}) == _in_scope(api_db, "two")
-        assert problem(api.client.get("/api/audit-logs", headers={"Host": "evil.example"}), 421)
-
-
-def test_it_stops_at_sigterm(api_db: Db) -> None:
-    row = api_db.su.execute("select name from public.login").fetchone()
-    assert row is not None
-    with serving(api_db, login=row[0]) as api:
-        with api.client.stream("GET", "/api/audit-logs/stream", headers=ONE) as answer:
-            lines = answer.iter_lines()
-            assert next(lines).startswith("retry:")
-            api.process.terminate()
-            began = time.monotonic()
-            assert any("stopping" in line for line in lines)
-        code, said = api.stop()
-        assert time.monotonic() - began < 5
-        assert "Traceback" not in said
-        assert code == 0
-
-
-def test_an_export_that_the_end_of_the_server_breaks_off(api_db: Db) -> None:
-    row = api_db.su.execute("select name from public.login").fetchone()
-    assert row is not None
-    fill(api_db.su, 60_000)
-    with serving(api_db, login=row[0]) as api:
-        with api.client.stream("GET", "/api/audit-logs/export", headers=ALL, timeout=30) as answer:
-            chunks = answer.iter_raw(1000)
-            next(chunks)
-            api.process.terminate()
-            code = api.process.wait(30)  # what nobody takes ends after the server's grace
-            with pytest.raises(httpx.HTTPError):
-                list(chunks)
-        _, said = api.stop()
-    assert code == 0
-    assert "Traceback" not in said
-    assert "broken off, the server stops" in said
-    last = (
-        "select secret_id from meshaudit.audit_logs where secret_id like 'export (%' order by id desc limit 1"
-    )
-    assert str(api_db.su.execute(last.encode()).fetchall()[0][0]).endswith("broken off")
-
-
-def test_an_export_takes_no_memory(api_db: Db) -> None:
-    """`make bench-api` does so with a million."""
-    row = api_db.su.execute("select name from public.login").fetchone()
-    assert row is not None
-    fill(api_db.su, 60_000)
-    with serving(api_db, login=row[0]) as api:
-        api.get("/api/audit-logs", ALL)
-        before = api.memory()
-        lines, size, _ = export(api, ALL, "csv")
-        assert lines > 60_000
-        assert size > 20 << 20
-        assert api.memory() - before < 8 << 20
-        # Who goes away half-way leaves nothing behind but the entries: more than may be open at a time.
-        start = _now(api_db)
-        for _ in range(12):
-            with api.client.stream("GET", "/api/audit-logs/export", headers=ALL) as answer:
-                if answer.status_code == 200:
-                    next(answer.iter_raw())
-        wait_until(lambda: api.get("/api/audit-logs/export", ONE).status_code == 200, what="a free place")
-        wait_until(
-            lambda: api.get("/api/audit-logs/export", ALL, scope="odd").status_code == 200,
-            what="a free place",
-        )
-        # (The filling has left the trigger off that says who calls.)
-        told = [what for what, _, _ in _told(api_db, start) if what.startswith("export (csv): ")]
-        begun = told.count("export (csv): begun")
-        broken = [what for what in told if what.endswith(" entries, broken off")]
-        assert broken
-        assert all(int(what.split()[2]) < lines for what in broken)
-        assert len(told) == 2 * begun
