@@ -7,6 +7,7 @@
 #   make torture [PG=…]    kill -9 of the sealer and the server under load, some minutes long
 #   make torture-archive [PG=…]   kill -9 of the archiver 100 times; 1,000 kinds of damage to archives
 #   make bench             benchmarks/results.json
+#   make bench-floors      benchmarks/floors.json: what the parts of an access cost at least
 #   make bench-api         the memory of an export of a million entries
 #   make fuzz-api          schemathesis against the HTTP API, some minutes long
 #   make dist              wheel, sdist, and SQL for psql, Supabase's CLI and database.dev
@@ -95,6 +96,10 @@ format: $(DEV)
 .PHONY: bench
 bench: $(DEV)
 	@$(PY) -m benchmarks $(ARGS)
+
+.PHONY: bench-floors
+bench-floors: $(DEV)
+	@$(PY) -m benchmarks.floors $(ARGS)
 
 .PHONY: bench-api fuzz-api
 bench-api: $(DEV)

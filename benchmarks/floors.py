@@ -1,6 +1,6 @@
 """What the parts of an audited access cost at least, and write benchmarks/floors.json.
 
-    python -m benchmarks.floors [--pg VERSION] [--rounds N] [--seconds S]
+    make bench-floors ARGS="[--pg VERSION] [--rounds N] [--seconds S]"
 
 At 32 clients, in interleaved rounds, each as a share of the same thing unaudited. What a target asks of the whole cannot be
 had where a part that it needs is already below it (docs/adr/0007-cost.md, docs/adr/0017-writes.md).

@@ -49,8 +49,30 @@ as $$
     end, p_operation, p_id, pg_catalog.format('%I.%I', p.schema_name, p.table_name), p_scope, p_role)
 $$;
 
+-- Inside of a trigger's definer function nobody knows who is current_user outside.
+create function meshaudit_private.role_outside() returns text
+language sql immutable
+return 'coalesce(nullif(pg_catalog.current_setting(''role''), ''none''), session_user::pg_catalog.text)';
+
+-- Those that record one written row; in journal mode in one query, where nothing has to be looked at.
+create function meshaudit_private.recording_row(p meshaudit_private.protections, p_operation text, p_id text, p_scope text) returns text
+language sql stable set search_path = ''
+as $$
+  select case when p.mode <> 'journal' then meshaudit_private.recording(p, p_operation, p_id, p_scope, r.role)
+    else pg_catalog.format('select meshaudit_private.emit(meshaudit_private.message(x.message_head, x.inner_key, x.outer_key, x.payload), false) into v_lsn
+      from (
+        select j.message_head, j.inner_key, j.outer_key, meshaudit_private.plain_payload(%1$L, ''granted'', %2$s, %3$L, %4$s, %5$s) as payload
+        from meshaudit_private.journal j
+        where meshaudit_private.journal_healthy(j.healthy_until, j.healthy_since, j.healthy_lsn) and meshaudit_private.is_plain_session() offset 0) x;
+    if v_lsn is null then
+      %6$s
+    end if;', p_operation, p_id, pg_catalog.format('%I.%I', p.schema_name, p.table_name), p_scope, r.role,
+      meshaudit_private.recording(p, p_operation, p_id, p_scope, r.role)) end
+  from meshaudit_private.role_outside() r (role)
+$$;
+
 -- Those that record the rows of v_ids and v_scopes; one row goes the short way, in journal mode with what was seen of the journal
--- beside those. Inside of a trigger's definer function nobody knows who is current_user outside.
+-- beside those.
 create function meshaudit_private.recording_all(p meshaudit_private.protections, p_operation text) returns text
 language sql stable set search_path = ''
 as $$
@@ -66,12 +88,15 @@ as $$
       perform meshaudit_private.record_writes(%L, v_ids, %L, v_scopes, %s, %L);
     end if;',
     meshaudit_private.recording(p, p_operation, 'v_ids[1]', 'v_scopes[1]', r.role), p_operation, t.name, r.role, p.mode = 'journal')
-  from (values ('coalesce(nullif(pg_catalog.current_setting(''role''), ''none''), session_user::pg_catalog.text)')) r (role),
+  from meshaudit_private.role_outside() r (role),
     (select pg_catalog.format('%I.%I', p.schema_name, p.table_name)) t (name)
 $$;
 
 comment on function meshaudit_private.recording(meshaudit_private.protections, text, text, text, text) is
   'The statement that records one access to a protected table.';
+comment on function meshaudit_private.role_outside() is 'The expression for the role that wrote.';
+comment on function meshaudit_private.recording_row(meshaudit_private.protections, text, text, text) is
+  'Statements that record one row that was written.';
 comment on function meshaudit_private.recording_all(meshaudit_private.protections, text) is
   'Statements that record the rows that a statement has written.';
 comment on function meshaudit_private.reveal_mark(bytea, text, text, xid, tid, name) is

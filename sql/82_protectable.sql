@@ -77,6 +77,8 @@ begin
   elsif p_secrets && v_keys::pg_catalog.text[] or p_scope = any (p_secrets) then
     perform meshaudit_private.refuse_protection(p_name, 'a secret column is in the primary key, or is the scope',
       'Entries name both in plain text.');
+  elsif exists (select from pg_catalog.pg_attribute a where a.attrelid = p_target and a.attname = p_scope and a.attgenerated = 'v') then
+    perform meshaudit_private.refuse_protection(p_name, 'the scope is a virtual column', 'Triggers are not shown its value: make it STORED.');
   end if;
   select n.nspname into v_bad
     from pg_catalog.pg_attribute a join pg_catalog.pg_type t on t.oid = a.atttypid join pg_catalog.pg_namespace n on n.oid = t.typnamespace

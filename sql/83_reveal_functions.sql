@@ -1,5 +1,5 @@
--- The functions that a protected table gets, as text: one that reveals, for each secret column, and one that records
--- writes. They belong to meshaudit_owner.
+-- The functions by which a protected table reveals, as text: for each secret column one that records and hands out, and those that
+-- look for the value. They belong to meshaudit_owner.
 
 -- Types whose text depends on no setting; others get their settings fixed.
 create function meshaudit_private.text_settings(p_base oid, p_columns name[]) returns text
@@ -203,64 +203,6 @@ as $$
   order by f.n, a.attnum
 $$;
 
--- One query tells what was written and, in journal mode, how to sign it.
-create function meshaudit_private.writes_function(p meshaudit_private.protections) returns text
-language sql stable set search_path = ''
-as $$
-  select pg_catalog.format(
-    'create function meshaudit_private.%1$I() returns trigger language plpgsql volatile security definer set search_path = ''''%2$s as %3$L; grant execute on function meshaudit_private.%1$I() to public; comment on function meshaudit_private.%1$I() is ''Records the writes of a statement.''',
-    'writes_' || p.protection_id, meshaudit_private.text_settings(p.base, p.key_columns || p.scope_column),
-    pg_catalog.format($body$
-declare
-  v_ids pg_catalog.text[];
-  v_scopes pg_catalog.text[];
-  v_old_ids pg_catalog.text[];
-  v_old_scopes pg_catalog.text[];
-  v_ready pg_catalog.bool;
-  v_head pg_catalog.bytea;
-  v_inner pg_catalog.bytea;
-  v_outer pg_catalog.bytea;
-  v_payload pg_catalog.bytea;
-begin
-  if tg_table_schema <> 'meshaudit_protected' or tg_table_name <> all (%5$L::pg_catalog.name[]) then
-    -- somebody who can name this function has put it on a table of his own
-    raise exception 'the audit log takes entries only from meshaudit''s own functions' using errcode = 'MA003',
-      hint = 'This function is for the protected table alone, by the name that it had then.';
-  elsif tg_op = 'INSERT' then
-    select n.ids, n.scopes%6$s into v_ids, v_scopes%7$s
-      from (select pg_catalog.array_agg(%1$s) as ids, pg_catalog.array_agg(%2$s) as scopes from new_rows) n%8$s;
-    %9$s
-  elsif tg_op = 'UPDATE' then
-    select n.ids, n.scopes, o.ids, o.scopes%6$s into v_ids, v_scopes, v_old_ids, v_old_scopes%7$s
-      from (select pg_catalog.array_agg(%1$s) as ids, pg_catalog.array_agg(%2$s) as scopes from new_rows) n,
-        (select pg_catalog.array_agg(%3$s) as ids, pg_catalog.array_agg(%4$s) as scopes from old_rows) o%8$s;
-    if v_ids is distinct from v_old_ids or v_scopes is distinct from v_old_scopes then
-      -- both, where the key or the scope has changed
-      select pg_catalog.array_agg(u.id), pg_catalog.array_agg(u.scope) into v_ids, v_scopes from (
-        select * from unnest(v_old_ids, v_old_scopes) union select * from unnest(v_ids, v_scopes)) u (id, scope);
-    end if;
-    %10$s
-  elsif tg_op = 'DELETE' then
-    select o.ids, o.scopes%6$s into v_ids, v_scopes%7$s
-      from (select pg_catalog.array_agg(%3$s) as ids, pg_catalog.array_agg(%4$s) as scopes from old_rows) o%8$s;
-    %11$s
-  else
-    v_ids := array['all rows (TRUNCATE)'];
-    v_scopes := array['*'];
-    %11$s
-  end if;
-  return null;
-end
-$body$, meshaudit_private.id_expression(p.base, p.key_columns, 'new_rows.%1$I'), meshaudit_private.scope_expression(p.base, p.scope_column, 'new_rows.%1$I'),
-      meshaudit_private.id_expression(p.base, p.key_columns, 'old_rows.%1$I'), meshaudit_private.scope_expression(p.base, p.scope_column, 'old_rows.%1$I'),
-      array(select u ->> 'name' from pg_catalog.jsonb_array_elements(p.saved) u),
-      j.looks, j.variables, j.source,
-      meshaudit_private.recording_all(p, 'create'), meshaudit_private.recording_all(p, 'update'), meshaudit_private.recording_all(p, 'delete')))
-  from (values (true, ', meshaudit_private.journal_healthy(j.healthy_until, j.healthy_since, j.healthy_lsn) and meshaudit_private.is_plain_session(), j.message_head, j.inner_key, j.outer_key',
-      ', v_ready, v_head, v_inner, v_outer', ' left join meshaudit_private.journal j on true'), (false, '', '', '')) j (journal, looks, variables, source)
-  where j.journal = (p.mode = 'journal')
-$$;
-
 comment on function meshaudit_private.text_settings(oid, name[]) is 'SET clauses that make the text of those columns the same in every session; none where it is.';
 comment on function meshaudit_private.as_text(oid, name, text) is 'The expression for a column''s value as text.';
 comment on function meshaudit_private.type_name(oid, name) is 'A column''s type, with its schema.';
@@ -273,4 +215,3 @@ comment on function meshaudit_private.key_condition(oid, text, text) is 'The con
 comment on function meshaudit_private.is_short(oid, name) is 'Whether a column''s text is always short.';
 comment on function meshaudit_private.scope_expression(oid, name, text) is 'The expression for a row''s scope.';
 comment on function meshaudit_private.reveal_functions(meshaudit_private.protections) is 'Statements that make the functions which reveal.';
-comment on function meshaudit_private.writes_function(meshaudit_private.protections) is 'The statement that makes the function which records writes.';

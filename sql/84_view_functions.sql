@@ -16,7 +16,7 @@ as $$
   order by a.attnum
 $$;
 
--- Whether a row as stored can differ from what was given: then RETURNING asks the table.
+-- Whether a trigger can make the row as stored differ from what was given: then RETURNING asks the table for all of it.
 create function meshaudit_private.is_rewritten(p_base oid, p_event int) returns boolean
 language sql stable set search_path = ''
 as $$
@@ -24,7 +24,28 @@ as $$
     select from pg_catalog.pg_trigger t
     where t.tgrelid in (select r from meshaudit_private.relations_of(p_base) r) and not t.tgisinternal
       and t.tgtype & 3 = 3 and t.tgtype & p_event <> 0)
-  or exists (select from meshaudit_private.columns_of(p_base) c where c.kind = 'generated' or c.kind = 'identity' and p_event = 4)
+$$;
+
+-- An INSERT of the columns of some kinds, asking for those of some kinds. A subtransaction, at ten times the cost, only for
+-- who may insert but perhaps not see what was stored.
+create function meshaudit_private.insert_statement(p meshaudit_private.protections, p_kinds text[], p_asked text[]) returns text
+language sql stable set search_path = ''
+as $$
+  select case when v.returning is null then v.store || ';' else pg_catalog.format(
+      'if not pg_catalog.row_security_active(%1$L::pg_catalog.regclass) and %2$s then %3$s%4$s; else begin %3$s%4$s; exception when insufficient_privilege then %3$s; end; end if;',
+      v.base, v.visible, v.store, v.returning) end
+  from (
+    select b.base,
+      pg_catalog.format('insert into %s (%s) values (%s)', b.base,
+        pg_catalog.string_agg(pg_catalog.quote_ident(c.name), ', ' order by c.num) filter (where c.kind = any (p_kinds)),
+        pg_catalog.string_agg(pg_catalog.format('new.%I', c.name), ', ' order by c.num) filter (where c.kind = any (p_kinds))) as store,
+      ' returning ' || pg_catalog.string_agg(pg_catalog.quote_ident(c.name), ', ' order by c.num) filter (where c.asked)
+        || ' into ' || pg_catalog.string_agg(pg_catalog.format('new.%I', c.name), ', ' order by c.num) filter (where c.asked) as returning,
+      pg_catalog.string_agg(pg_catalog.format('pg_catalog.has_column_privilege(%L::pg_catalog.regclass, %L, ''SELECT'')', b.base, c.name), ' and ')
+        filter (where c.asked) as visible
+    from (select pg_catalog.format('meshaudit_protected.%I', p.table_name) as base) b,
+      (select n.*, n.kind = any (p_asked) and n.name <> all (p.secret_columns) as asked from meshaudit_private.columns_of(p.base) n) c
+    group by b.base) v
 $$;
 
 create function meshaudit_private.insert_body(p meshaudit_private.protections) returns text
@@ -32,37 +53,21 @@ language plpgsql stable set search_path = ''
 as $$
 declare
   v pg_catalog.record;
-  v_given pg_catalog.text;
-  v_stores pg_catalog.text[];
-  v_returning pg_catalog.text;
-  v_visible pg_catalog.text;
+  v_rewritten constant pg_catalog.text[] := case when meshaudit_private.is_rewritten(p.base, 4) then '{plain,identity}' else '{}' end;
+  v_given constant pg_catalog.text := meshaudit_private.insert_statement(p, '{plain,identity}', v_rewritten || '{generated}'::pg_catalog.text[]);
   v_base constant pg_catalog.text := pg_catalog.format('meshaudit_protected.%I', p.table_name);
 begin
   select
-    pg_catalog.string_agg(pg_catalog.quote_ident(c.name), ', ' order by c.num) filter (where c.kind = 'plain') as plain,
-    pg_catalog.string_agg(pg_catalog.format('new.%I', c.name), ', ' order by c.num) filter (where c.kind = 'plain') as plain_new,
-    pg_catalog.string_agg(pg_catalog.quote_ident(c.name), ', ' order by c.num) as given,
-    pg_catalog.string_agg(pg_catalog.format('new.%I', c.name), ', ' order by c.num) as given_new,
     pg_catalog.string_agg(pg_catalog.format('new.%I is null', c.name), ' and ') filter (where c.kind = 'identity') as no_identity,
     pg_catalog.string_agg(pg_catalog.format('case when %s pg_catalog.has_column_privilege(%L, %L, ''INSERT'') then %L end',
       case c.kind when 'identity' then pg_catalog.format('new.%I is not null and', c.name) else '' end, v_base, c.name, c.name), ', ') as allowed
     into v
     from meshaudit_private.columns_of(p.base) c where c.kind <> 'generated';
-  select pg_catalog.format(' returning %s into %s', pg_catalog.string_agg(pg_catalog.quote_ident(c.name), ', ' order by c.num),
-      pg_catalog.string_agg(pg_catalog.format('new.%I', c.name), ', ' order by c.num)),
-      pg_catalog.string_agg(pg_catalog.format('pg_catalog.has_column_privilege(%L, %L, ''SELECT'')', v_base, c.name), ' and ')
-    into v_returning, v_visible
-    from meshaudit_private.columns_of(p.base) c where c.name <> all (p.secret_columns);
-  v_given := pg_catalog.format('insert into %s (%s) values (%s)', v_base, v.given, v.given_new);
-  select pg_catalog.array_agg(case when v.no_identity is null then v_given || r || ';'
-      else pg_catalog.format('if %s then insert into %s (%s) values (%s)%s; else %s%s; end if;',
-        v.no_identity, v_base, v.plain, v.plain_new, r, v_given, r) end order by r = '') into v_stores
-    from unnest(array[v_returning, '']) r;
   return pg_catalog.format($body$
 declare
   v_columns pg_catalog.text[];
 begin
-  if not pg_catalog.has_table_privilege(%1$L, 'INSERT') then
+  if not pg_catalog.has_table_privilege(%1$L::pg_catalog.regclass, 'INSERT') then
     -- who may insert some of the columns
     v_columns := pg_catalog.array_remove(array[%2$s]::pg_catalog.text[], null);
     execute 'insert into ' operator(pg_catalog.||) %1$L operator(pg_catalog.||) ' ('
@@ -76,10 +81,8 @@ begin
   return new;
 end
 $body$, v_base, v.allowed,
-    case when not meshaudit_private.is_rewritten(p.base, 4) then v_stores[2]
-      -- a subtransaction, at a tenth of the cost, only for who may insert but perhaps not see what was stored
-      else pg_catalog.format('if not pg_catalog.row_security_active(%1$L::pg_catalog.regclass) and %2$s then %3$s else begin %3$s exception when insufficient_privilege then %4$s end; end if;',
-        v_base, v_visible, v_stores[1], v_stores[2]) end);
+    case when v.no_identity is null then v_given else pg_catalog.format('if %s then %s else %s end if;', v.no_identity,
+      meshaudit_private.insert_statement(p, '{plain}', v_rewritten || '{identity,generated}'::pg_catalog.text[]), v_given) end);
 end
 $$;
 
@@ -153,7 +156,7 @@ begin
     into v
     from (select n.*, n.name = any (p.secret_columns) as secret, pg_catalog.cardinality(p.secret_columns) as secrets
       from meshaudit_private.columns_of(p.base) n) c;
-  if meshaudit_private.is_rewritten(p.base, 16) then
+  if meshaudit_private.is_rewritten(p.base, 16) or exists (select from meshaudit_private.columns_of(p.base) n where n.kind = 'generated') then
     select ' returning ' || pg_catalog.string_agg(pg_catalog.format('b.%I', n.name), ', ' order by n.num),
         ' into ' || pg_catalog.string_agg(pg_catalog.format('new.%I', n.name), ', ' order by n.num)
       into v_shown, v_into
@@ -165,7 +168,7 @@ declare
   v_count pg_catalog.int8;
   v_ours pg_catalog.bool;
 begin
-  if %1$s and pg_catalog.has_table_privilege(%2$L, 'UPDATE')%3$s then
+  if %1$s and pg_catalog.has_table_privilege(%2$L::pg_catalog.regclass, 'UPDATE')%3$s then
     if %4$s then
       update %2$s b set %5$s where %6$s%7$s;
     else
@@ -202,7 +205,8 @@ as $$
 $$;
 
 comment on function meshaudit_private.columns_of(oid) is 'A table''s columns: plain, identity or generated, and their type.';
-comment on function meshaudit_private.is_rewritten(oid, int) is 'Whether a row as stored can differ from what was given; p_event 4 insert, 16 update.';
+comment on function meshaudit_private.is_rewritten(oid, int) is 'Whether a trigger can make a row as stored differ from what was given; p_event 4 insert, 16 update.';
+comment on function meshaudit_private.insert_statement(meshaudit_private.protections, text[], text[]) is 'Statements that insert NEW, columns of p_kinds, and ask for what was stored, of p_asked.';
 comment on function meshaudit_private.insert_body(meshaudit_private.protections) is 'Body of the INSTEAD OF INSERT trigger.';
 comment on function meshaudit_private.unchanged(meshaudit_private.protections, text) is 'The condition that a row is still as the statement saw it.';
 comment on function meshaudit_private.not_found_body(meshaudit_private.protections) is 'What follows where no row was met.';

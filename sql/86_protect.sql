@@ -89,15 +89,18 @@ as $$
       pg_catalog.format('meshaudit_protected.%I', u.s ->> 'name') as name
     from pg_catalog.jsonb_array_elements(p.saved) with ordinality u (s, i)
   ), t as (
-    select verb, refs from (values ('insert', ' referencing new table as new_rows'),
-      ('update', ' referencing old table as old_rows new table as new_rows'), ('delete', ' referencing old table as old_rows'), ('truncate', '')) v (verb, refs)
+    select verb, case when by_row then ' for each row' else refs || ' for each statement' end as each,
+      case when by_row then 'row_' else 'writes_' end || p.protection_id as function
+    from (values ('insert', ' referencing new table as new_rows', meshaudit_private.by_row(p)),
+      ('update', ' referencing old table as old_rows new table as new_rows', meshaudit_private.by_row(p)),
+      ('delete', ' referencing old table as old_rows', false), ('truncate', '', false)) v (verb, refs, by_row)
   )
   select s from (
     select r.i, 1 as n, 0::pg_catalog.int8 as k, pg_catalog.format('alter table %s set schema meshaudit_protected', r.old_name) as s from r
     union all select r.i, 2, w.k, w.s from r, meshaudit_private.withhold_statements(r.s, r.name,
       (select pg_catalog.array_agg(c.name) from meshaudit_private.columns_of(p.base) c), p.secret_columns) with ordinality w (s, k)
-    union all select r.i, 3, 0, pg_catalog.format('create trigger meshaudit_%1$s after %1$s on %2$s%3$s for each statement execute function meshaudit_private.%4$I()',
-      t.verb, r.name, t.refs, 'writes_' || p.protection_id) from r, t
+    union all select r.i, 3, 0, pg_catalog.format('create trigger meshaudit_%1$s after %1$s on %2$s%3$s execute function meshaudit_private.%4$I()',
+      t.verb, r.name, t.each, t.function) from r, t
     union all select r.i, 4, 0, pg_catalog.format('alter table %s enable always trigger meshaudit_%s', r.name, t.verb) from r, t
     union all select r.i, 5, 0, pg_catalog.format('grant select on %s to meshaudit_owner', r.name) from r where r.i = 1
     union all select r.i, 6, 0, pg_catalog.format('create policy meshaudit_reveal on %s for select to meshaudit_owner using (true)', r.name) from r where r.i = 1
@@ -174,7 +177,7 @@ begin
     returning * into p;
   for v_statement in
     select meshaudit_private.reveal_functions(p) union all select meshaudit_private.look_function(p)
-    union all select meshaudit_private.writes_function(p)
+    union all select meshaudit_private.writes_function(p) union all select meshaudit_private.row_function(p) where meshaudit_private.by_row(p)
     union all select meshaudit_private.view_functions(p)
   loop
     execute v_statement;

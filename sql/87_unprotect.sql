@@ -76,7 +76,7 @@ begin
     select pg_catalog.format('function %s', f.oid::pg_catalog.regprocedure)
       from pg_catalog.pg_proc f
       where f.pronamespace = 'meshaudit_private'::pg_catalog.regnamespace
-        and f.proname ~ pg_catalog.format('^reveal_%1$s_[0-9]+$|^(look|writes|insert|update|delete)_%1$s$', p.protection_id)
+        and f.proname ~ pg_catalog.format('^reveal_%1$s_[0-9]+$|^(look|writes|row|insert|update|delete)_%1$s$', p.protection_id)
   loop
     execute 'drop ' || v_dropped;
   end loop;

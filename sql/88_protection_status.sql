@@ -74,10 +74,13 @@ begin
     "check" := 'guards of ' || v_name;
     select pg_catalog.string_agg(w.what, '; ') into v_list from (
       select pg_catalog.format('trigger meshaudit_%s on %s is missing or disabled', verb, x::pg_catalog.regclass) as what
-        from meshaudit_private.relations_of(p.base) x, unnest(array['insert', 'update', 'delete', 'truncate']) verb
+        from meshaudit_private.relations_of(p.base) x,
+          (values ('insert', 4, meshaudit_private.by_row(p)), ('update', 16, meshaudit_private.by_row(p)), ('delete', 8, false), ('truncate', 32, false)) v (verb, bit, by_row)
         where not exists (select from pg_catalog.pg_trigger t
           where t.tgrelid = x and t.tgname = 'meshaudit_' || verb and t.tgenabled = 'A'
-            and t.tgfoid = pg_catalog.to_regproc('meshaudit_private.writes_' || p.protection_id))
+            -- after, and always: no WHEN, no columns
+            and t.tgtype = bit + by_row::pg_catalog.int4 and t.tgqual is null and t.tgattr = ''
+            and t.tgfoid = pg_catalog.to_regproc(case when by_row then 'meshaudit_private.row_' else 'meshaudit_private.writes_' end || p.protection_id))
       union all
       select pg_catalog.format('trigger meshaudit_%s of the view is missing', verb)
         from unnest(array['insert', 'update']) verb

@@ -6292,8 +6292,30 @@ as $$
     end, p_operation, p_id, pg_catalog.format('%I.%I', p.schema_name, p.table_name), p_scope, p_role)
 $$;
 
+-- Inside of a trigger's definer function nobody knows who is current_user outside.
+create function meshaudit_private.role_outside() returns text
+language sql immutable
+return 'coalesce(nullif(pg_catalog.current_setting(''role''), ''none''), session_user::pg_catalog.text)';
+
+-- Those that record one written row; in journal mode in one query, where nothing has to be looked at.
+create function meshaudit_private.recording_row(p meshaudit_private.protections, p_operation text, p_id text, p_scope text) returns text
+language sql stable set search_path = ''
+as $$
+  select case when p.mode <> 'journal' then meshaudit_private.recording(p, p_operation, p_id, p_scope, r.role)
+    else pg_catalog.format('select meshaudit_private.emit(meshaudit_private.message(x.message_head, x.inner_key, x.outer_key, x.payload), false) into v_lsn
+      from (
+        select j.message_head, j.inner_key, j.outer_key, meshaudit_private.plain_payload(%1$L, ''granted'', %2$s, %3$L, %4$s, %5$s) as payload
+        from meshaudit_private.journal j
+        where meshaudit_private.journal_healthy(j.healthy_until, j.healthy_since, j.healthy_lsn) and meshaudit_private.is_plain_session() offset 0) x;
+    if v_lsn is null then
+      %6$s
+    end if;', p_operation, p_id, pg_catalog.format('%I.%I', p.schema_name, p.table_name), p_scope, r.role,
+      meshaudit_private.recording(p, p_operation, p_id, p_scope, r.role)) end
+  from meshaudit_private.role_outside() r (role)
+$$;
+
 -- Those that record the rows of v_ids and v_scopes; one row goes the short way, in journal mode with what was seen of the journal
--- beside those. Inside of a trigger's definer function nobody knows who is current_user outside.
+-- beside those.
 create function meshaudit_private.recording_all(p meshaudit_private.protections, p_operation text) returns text
 language sql stable set search_path = ''
 as $$
@@ -6309,12 +6331,15 @@ as $$
       perform meshaudit_private.record_writes(%L, v_ids, %L, v_scopes, %s, %L);
     end if;',
     meshaudit_private.recording(p, p_operation, 'v_ids[1]', 'v_scopes[1]', r.role), p_operation, t.name, r.role, p.mode = 'journal')
-  from (values ('coalesce(nullif(pg_catalog.current_setting(''role''), ''none''), session_user::pg_catalog.text)')) r (role),
+  from meshaudit_private.role_outside() r (role),
     (select pg_catalog.format('%I.%I', p.schema_name, p.table_name)) t (name)
 $$;
 
 comment on function meshaudit_private.recording(meshaudit_private.protections, text, text, text, text) is
   'The statement that records one access to a protected table.';
+comment on function meshaudit_private.role_outside() is 'The expression for the role that wrote.';
+comment on function meshaudit_private.recording_row(meshaudit_private.protections, text, text, text) is
+  'Statements that record one row that was written.';
 comment on function meshaudit_private.recording_all(meshaudit_private.protections, text) is
   'Statements that record the rows that a statement has written.';
 comment on function meshaudit_private.reveal_mark(bytea, text, text, xid, tid, name) is
@@ -6403,6 +6428,8 @@ begin
   elsif p_secrets && v_keys::pg_catalog.text[] or p_scope = any (p_secrets) then
     perform meshaudit_private.refuse_protection(p_name, 'a secret column is in the primary key, or is the scope',
       'Entries name both in plain text.');
+  elsif exists (select from pg_catalog.pg_attribute a where a.attrelid = p_target and a.attname = p_scope and a.attgenerated = 'v') then
+    perform meshaudit_private.refuse_protection(p_name, 'the scope is a virtual column', 'Triggers are not shown its value: make it STORED.');
   end if;
   select n.nspname into v_bad
     from pg_catalog.pg_attribute a join pg_catalog.pg_type t on t.oid = a.atttypid join pg_catalog.pg_namespace n on n.oid = t.typnamespace
@@ -6528,8 +6555,8 @@ comment on function meshaudit_private.check_dependents(oid, text, text[]) is 'Ra
 
 -- sql/83_reveal_functions.sql
 
--- The functions that a protected table gets, as text: one that reveals, for each secret column, and one that records
--- writes. They belong to meshaudit_owner.
+-- The functions by which a protected table reveals, as text: for each secret column one that records and hands out, and those that
+-- look for the value. They belong to meshaudit_owner.
 
 -- Types whose text depends on no setting; others get their settings fixed.
 create function meshaudit_private.text_settings(p_base oid, p_columns name[]) returns text
@@ -6733,64 +6760,6 @@ as $$
   order by f.n, a.attnum
 $$;
 
--- One query tells what was written and, in journal mode, how to sign it.
-create function meshaudit_private.writes_function(p meshaudit_private.protections) returns text
-language sql stable set search_path = ''
-as $$
-  select pg_catalog.format(
-    'create function meshaudit_private.%1$I() returns trigger language plpgsql volatile security definer set search_path = ''''%2$s as %3$L; grant execute on function meshaudit_private.%1$I() to public; comment on function meshaudit_private.%1$I() is ''Records the writes of a statement.''',
-    'writes_' || p.protection_id, meshaudit_private.text_settings(p.base, p.key_columns || p.scope_column),
-    pg_catalog.format($body$
-declare
-  v_ids pg_catalog.text[];
-  v_scopes pg_catalog.text[];
-  v_old_ids pg_catalog.text[];
-  v_old_scopes pg_catalog.text[];
-  v_ready pg_catalog.bool;
-  v_head pg_catalog.bytea;
-  v_inner pg_catalog.bytea;
-  v_outer pg_catalog.bytea;
-  v_payload pg_catalog.bytea;
-begin
-  if tg_table_schema <> 'meshaudit_protected' or tg_table_name <> all (%5$L::pg_catalog.name[]) then
-    -- somebody who can name this function has put it on a table of his own
-    raise exception 'the audit log takes entries only from meshaudit''s own functions' using errcode = 'MA003',
-      hint = 'This function is for the protected table alone, by the name that it had then.';
-  elsif tg_op = 'INSERT' then
-    select n.ids, n.scopes%6$s into v_ids, v_scopes%7$s
-      from (select pg_catalog.array_agg(%1$s) as ids, pg_catalog.array_agg(%2$s) as scopes from new_rows) n%8$s;
-    %9$s
-  elsif tg_op = 'UPDATE' then
-    select n.ids, n.scopes, o.ids, o.scopes%6$s into v_ids, v_scopes, v_old_ids, v_old_scopes%7$s
-      from (select pg_catalog.array_agg(%1$s) as ids, pg_catalog.array_agg(%2$s) as scopes from new_rows) n,
-        (select pg_catalog.array_agg(%3$s) as ids, pg_catalog.array_agg(%4$s) as scopes from old_rows) o%8$s;
-    if v_ids is distinct from v_old_ids or v_scopes is distinct from v_old_scopes then
-      -- both, where the key or the scope has changed
-      select pg_catalog.array_agg(u.id), pg_catalog.array_agg(u.scope) into v_ids, v_scopes from (
-        select * from unnest(v_old_ids, v_old_scopes) union select * from unnest(v_ids, v_scopes)) u (id, scope);
-    end if;
-    %10$s
-  elsif tg_op = 'DELETE' then
-    select o.ids, o.scopes%6$s into v_ids, v_scopes%7$s
-      from (select pg_catalog.array_agg(%3$s) as ids, pg_catalog.array_agg(%4$s) as scopes from old_rows) o%8$s;
-    %11$s
-  else
-    v_ids := array['all rows (TRUNCATE)'];
-    v_scopes := array['*'];
-    %11$s
-  end if;
-  return null;
-end
-$body$, meshaudit_private.id_expression(p.base, p.key_columns, 'new_rows.%1$I'), meshaudit_private.scope_expression(p.base, p.scope_column, 'new_rows.%1$I'),
-      meshaudit_private.id_expression(p.base, p.key_columns, 'old_rows.%1$I'), meshaudit_private.scope_expression(p.base, p.scope_column, 'old_rows.%1$I'),
-      array(select u ->> 'name' from pg_catalog.jsonb_array_elements(p.saved) u),
-      j.looks, j.variables, j.source,
-      meshaudit_private.recording_all(p, 'create'), meshaudit_private.recording_all(p, 'update'), meshaudit_private.recording_all(p, 'delete')))
-  from (values (true, ', meshaudit_private.journal_healthy(j.healthy_until, j.healthy_since, j.healthy_lsn) and meshaudit_private.is_plain_session(), j.message_head, j.inner_key, j.outer_key',
-      ', v_ready, v_head, v_inner, v_outer', ' left join meshaudit_private.journal j on true'), (false, '', '', '')) j (journal, looks, variables, source)
-  where j.journal = (p.mode = 'journal')
-$$;
-
 comment on function meshaudit_private.text_settings(oid, name[]) is 'SET clauses that make the text of those columns the same in every session; none where it is.';
 comment on function meshaudit_private.as_text(oid, name, text) is 'The expression for a column''s value as text.';
 comment on function meshaudit_private.type_name(oid, name) is 'A column''s type, with its schema.';
@@ -6803,7 +6772,110 @@ comment on function meshaudit_private.key_condition(oid, text, text) is 'The con
 comment on function meshaudit_private.is_short(oid, name) is 'Whether a column''s text is always short.';
 comment on function meshaudit_private.scope_expression(oid, name, text) is 'The expression for a row''s scope.';
 comment on function meshaudit_private.reveal_functions(meshaudit_private.protections) is 'Statements that make the functions which reveal.';
+
+-- sql/83_writes_functions.sql
+
+-- The functions that record the writes of a protected table, as text. They belong to meshaudit_owner, and are called by triggers
+-- on the table itself, ENABLE ALWAYS: whoever writes, by whatever way.
+
+-- Whether each row that is inserted or updated is recorded by itself, since the view's triggers write one at a time. Not where it is
+-- partitioned: there a row's triggers take a row that moves for one that is deleted and one that is inserted.
+create function meshaudit_private.by_row(p meshaudit_private.protections) returns boolean
+language sql stable set search_path = ''
+as $$
+  select c.relkind = 'r' from pg_catalog.pg_class c where c.oid = p.base
+$$;
+
+-- A trigger's function that records; who can name it cannot have it record tables of his own.
+create function meshaudit_private.recording_function(p meshaudit_private.protections, p_prefix text, p_variables text, p_body text, p_what text)
+returns text
+language sql stable set search_path = ''
+as $$
+  select pg_catalog.format(
+    'create function meshaudit_private.%1$I() returns trigger language plpgsql volatile security definer set search_path = ''''%2$s as %3$L; grant execute on function meshaudit_private.%1$I() to public; comment on function meshaudit_private.%1$I() is %4$L',
+    p_prefix || p.protection_id, meshaudit_private.text_settings(p.base, p.key_columns || p.scope_column), pg_catalog.format($body$
+declare
+  %1$s
+begin
+  if tg_table_schema <> 'meshaudit_protected' or tg_table_name <> all (%2$L::pg_catalog.name[]) then
+    raise exception 'the audit log takes entries only from meshaudit''s own functions' using errcode = 'MA003',
+      hint = 'This function is for the protected table alone, by the name that it had then.';
+  end if;
+  %3$s
+  return null;
+end
+$body$, p_variables, array(select u ->> 'name' from pg_catalog.jsonb_array_elements(p.saved) u), p_body), p_what)
+$$;
+
+create function meshaudit_private.row_function(p meshaudit_private.protections) returns text
+language sql stable set search_path = ''
+as $$
+  select meshaudit_private.recording_function(p, 'row_', 'v_lsn pg_catalog.pg_lsn;', pg_catalog.format($body$if tg_op = 'INSERT' then
+    %5$s
+  else
+    if (%1$s) is distinct from %3$s or (%2$s) is distinct from %4$s then
+      -- both, where the key or the scope has changed
+      %6$s
+    end if;
+    %7$s
+  end if;$body$, n.id, n.scope, o.id, o.scope, meshaudit_private.recording_row(p, 'create', n.id, n.scope),
+      meshaudit_private.recording_row(p, 'update', o.id, o.scope), meshaudit_private.recording_row(p, 'update', n.id, n.scope)),
+    'Records that a row was written.')
+  from (select meshaudit_private.id_expression(p.base, p.key_columns, 'new.%1$I'), meshaudit_private.scope_expression(p.base, p.scope_column, 'new.%1$I')) n (id, scope),
+    (select meshaudit_private.id_expression(p.base, p.key_columns, 'old.%1$I'), meshaudit_private.scope_expression(p.base, p.scope_column, 'old.%1$I')) o (id, scope)
+$$;
+
+-- One query tells what was written and, in journal mode, how to sign it.
+create function meshaudit_private.writes_function(p meshaudit_private.protections) returns text
+language sql stable set search_path = ''
+as $$
+  select meshaudit_private.recording_function(p, 'writes_',
+    'v_ids pg_catalog.text[];
+  v_scopes pg_catalog.text[];
+  v_old_ids pg_catalog.text[];
+  v_old_scopes pg_catalog.text[];
+  v_ready pg_catalog.bool;
+  v_head pg_catalog.bytea;
+  v_inner pg_catalog.bytea;
+  v_outer pg_catalog.bytea;
+  v_payload pg_catalog.bytea;',
+    pg_catalog.format($body$if tg_op = 'DELETE' then
+    select o.ids, o.scopes%5$s into v_ids, v_scopes%6$s
+      from (select pg_catalog.array_agg(%3$s) as ids, pg_catalog.array_agg(%4$s) as scopes from old_rows) o%7$s;
+    %10$s
+  elsif tg_op = 'TRUNCATE' then
+    v_ids := array['all rows (TRUNCATE)'];
+    v_scopes := array['*'];
+    %10$s
+  elsif tg_op = 'INSERT' then
+    select n.ids, n.scopes%5$s into v_ids, v_scopes%6$s
+      from (select pg_catalog.array_agg(%1$s) as ids, pg_catalog.array_agg(%2$s) as scopes from new_rows) n%7$s;
+    %8$s
+  else
+    select n.ids, n.scopes, o.ids, o.scopes%5$s into v_ids, v_scopes, v_old_ids, v_old_scopes%6$s
+      from (select pg_catalog.array_agg(%1$s) as ids, pg_catalog.array_agg(%2$s) as scopes from new_rows) n,
+        (select pg_catalog.array_agg(%3$s) as ids, pg_catalog.array_agg(%4$s) as scopes from old_rows) o%7$s;
+    if v_ids is distinct from v_old_ids or v_scopes is distinct from v_old_scopes then
+      -- both, where the key or the scope has changed
+      select pg_catalog.array_agg(u.id), pg_catalog.array_agg(u.scope) into v_ids, v_scopes from (
+        select * from unnest(v_old_ids, v_old_scopes) union select * from unnest(v_ids, v_scopes)) u (id, scope);
+    end if;
+    %9$s
+  end if;$body$,
+      meshaudit_private.id_expression(p.base, p.key_columns, 'new_rows.%1$I'), meshaudit_private.scope_expression(p.base, p.scope_column, 'new_rows.%1$I'),
+      meshaudit_private.id_expression(p.base, p.key_columns, 'old_rows.%1$I'), meshaudit_private.scope_expression(p.base, p.scope_column, 'old_rows.%1$I'),
+      j.looks, j.variables, j.source,
+      meshaudit_private.recording_all(p, 'create'), meshaudit_private.recording_all(p, 'update'), meshaudit_private.recording_all(p, 'delete')),
+    'Records the writes of a statement.')
+  from (values (true, ', meshaudit_private.journal_healthy(j.healthy_until, j.healthy_since, j.healthy_lsn) and meshaudit_private.is_plain_session(), j.message_head, j.inner_key, j.outer_key',
+      ', v_ready, v_head, v_inner, v_outer', ' left join meshaudit_private.journal j on true'), (false, '', '', '')) j (journal, looks, variables, source)
+  where j.journal = (p.mode = 'journal')
+$$;
+
 comment on function meshaudit_private.writes_function(meshaudit_private.protections) is 'The statement that makes the function which records writes.';
+comment on function meshaudit_private.by_row(meshaudit_private.protections) is 'Whether inserts and updates of that table are recorded row by row.';
+comment on function meshaudit_private.recording_function(meshaudit_private.protections, text, text, text, text) is 'The statement that makes a trigger''s function which records.';
+comment on function meshaudit_private.row_function(meshaudit_private.protections) is 'The statement that makes the function which records one written row.';
 
 -- sql/84_view_functions.sql
 
@@ -6825,7 +6897,7 @@ as $$
   order by a.attnum
 $$;
 
--- Whether a row as stored can differ from what was given: then RETURNING asks the table.
+-- Whether a trigger can make the row as stored differ from what was given: then RETURNING asks the table for all of it.
 create function meshaudit_private.is_rewritten(p_base oid, p_event int) returns boolean
 language sql stable set search_path = ''
 as $$
@@ -6833,7 +6905,28 @@ as $$
     select from pg_catalog.pg_trigger t
     where t.tgrelid in (select r from meshaudit_private.relations_of(p_base) r) and not t.tgisinternal
       and t.tgtype & 3 = 3 and t.tgtype & p_event <> 0)
-  or exists (select from meshaudit_private.columns_of(p_base) c where c.kind = 'generated' or c.kind = 'identity' and p_event = 4)
+$$;
+
+-- An INSERT of the columns of some kinds, asking for those of some kinds. A subtransaction, at ten times the cost, only for
+-- who may insert but perhaps not see what was stored.
+create function meshaudit_private.insert_statement(p meshaudit_private.protections, p_kinds text[], p_asked text[]) returns text
+language sql stable set search_path = ''
+as $$
+  select case when v.returning is null then v.store || ';' else pg_catalog.format(
+      'if not pg_catalog.row_security_active(%1$L::pg_catalog.regclass) and %2$s then %3$s%4$s; else begin %3$s%4$s; exception when insufficient_privilege then %3$s; end; end if;',
+      v.base, v.visible, v.store, v.returning) end
+  from (
+    select b.base,
+      pg_catalog.format('insert into %s (%s) values (%s)', b.base,
+        pg_catalog.string_agg(pg_catalog.quote_ident(c.name), ', ' order by c.num) filter (where c.kind = any (p_kinds)),
+        pg_catalog.string_agg(pg_catalog.format('new.%I', c.name), ', ' order by c.num) filter (where c.kind = any (p_kinds))) as store,
+      ' returning ' || pg_catalog.string_agg(pg_catalog.quote_ident(c.name), ', ' order by c.num) filter (where c.asked)
+        || ' into ' || pg_catalog.string_agg(pg_catalog.format('new.%I', c.name), ', ' order by c.num) filter (where c.asked) as returning,
+      pg_catalog.string_agg(pg_catalog.format('pg_catalog.has_column_privilege(%L::pg_catalog.regclass, %L, ''SELECT'')', b.base, c.name), ' and ')
+        filter (where c.asked) as visible
+    from (select pg_catalog.format('meshaudit_protected.%I', p.table_name) as base) b,
+      (select n.*, n.kind = any (p_asked) and n.name <> all (p.secret_columns) as asked from meshaudit_private.columns_of(p.base) n) c
+    group by b.base) v
 $$;
 
 create function meshaudit_private.insert_body(p meshaudit_private.protections) returns text
@@ -6841,37 +6934,21 @@ language plpgsql stable set search_path = ''
 as $$
 declare
   v pg_catalog.record;
-  v_given pg_catalog.text;
-  v_stores pg_catalog.text[];
-  v_returning pg_catalog.text;
-  v_visible pg_catalog.text;
+  v_rewritten constant pg_catalog.text[] := case when meshaudit_private.is_rewritten(p.base, 4) then '{plain,identity}' else '{}' end;
+  v_given constant pg_catalog.text := meshaudit_private.insert_statement(p, '{plain,identity}', v_rewritten || '{generated}'::pg_catalog.text[]);
   v_base constant pg_catalog.text := pg_catalog.format('meshaudit_protected.%I', p.table_name);
 begin
   select
-    pg_catalog.string_agg(pg_catalog.quote_ident(c.name), ', ' order by c.num) filter (where c.kind = 'plain') as plain,
-    pg_catalog.string_agg(pg_catalog.format('new.%I', c.name), ', ' order by c.num) filter (where c.kind = 'plain') as plain_new,
-    pg_catalog.string_agg(pg_catalog.quote_ident(c.name), ', ' order by c.num) as given,
-    pg_catalog.string_agg(pg_catalog.format('new.%I', c.name), ', ' order by c.num) as given_new,
     pg_catalog.string_agg(pg_catalog.format('new.%I is null', c.name), ' and ') filter (where c.kind = 'identity') as no_identity,
     pg_catalog.string_agg(pg_catalog.format('case when %s pg_catalog.has_column_privilege(%L, %L, ''INSERT'') then %L end',
       case c.kind when 'identity' then pg_catalog.format('new.%I is not null and', c.name) else '' end, v_base, c.name, c.name), ', ') as allowed
     into v
     from meshaudit_private.columns_of(p.base) c where c.kind <> 'generated';
-  select pg_catalog.format(' returning %s into %s', pg_catalog.string_agg(pg_catalog.quote_ident(c.name), ', ' order by c.num),
-      pg_catalog.string_agg(pg_catalog.format('new.%I', c.name), ', ' order by c.num)),
-      pg_catalog.string_agg(pg_catalog.format('pg_catalog.has_column_privilege(%L, %L, ''SELECT'')', v_base, c.name), ' and ')
-    into v_returning, v_visible
-    from meshaudit_private.columns_of(p.base) c where c.name <> all (p.secret_columns);
-  v_given := pg_catalog.format('insert into %s (%s) values (%s)', v_base, v.given, v.given_new);
-  select pg_catalog.array_agg(case when v.no_identity is null then v_given || r || ';'
-      else pg_catalog.format('if %s then insert into %s (%s) values (%s)%s; else %s%s; end if;',
-        v.no_identity, v_base, v.plain, v.plain_new, r, v_given, r) end order by r = '') into v_stores
-    from unnest(array[v_returning, '']) r;
   return pg_catalog.format($body$
 declare
   v_columns pg_catalog.text[];
 begin
-  if not pg_catalog.has_table_privilege(%1$L, 'INSERT') then
+  if not pg_catalog.has_table_privilege(%1$L::pg_catalog.regclass, 'INSERT') then
     -- who may insert some of the columns
     v_columns := pg_catalog.array_remove(array[%2$s]::pg_catalog.text[], null);
     execute 'insert into ' operator(pg_catalog.||) %1$L operator(pg_catalog.||) ' ('
@@ -6885,10 +6962,8 @@ begin
   return new;
 end
 $body$, v_base, v.allowed,
-    case when not meshaudit_private.is_rewritten(p.base, 4) then v_stores[2]
-      -- a subtransaction, at a tenth of the cost, only for who may insert but perhaps not see what was stored
-      else pg_catalog.format('if not pg_catalog.row_security_active(%1$L::pg_catalog.regclass) and %2$s then %3$s else begin %3$s exception when insufficient_privilege then %4$s end; end if;',
-        v_base, v_visible, v_stores[1], v_stores[2]) end);
+    case when v.no_identity is null then v_given else pg_catalog.format('if %s then %s else %s end if;', v.no_identity,
+      meshaudit_private.insert_statement(p, '{plain}', v_rewritten || '{identity,generated}'::pg_catalog.text[]), v_given) end);
 end
 $$;
 
@@ -6962,7 +7037,7 @@ begin
     into v
     from (select n.*, n.name = any (p.secret_columns) as secret, pg_catalog.cardinality(p.secret_columns) as secrets
       from meshaudit_private.columns_of(p.base) n) c;
-  if meshaudit_private.is_rewritten(p.base, 16) then
+  if meshaudit_private.is_rewritten(p.base, 16) or exists (select from meshaudit_private.columns_of(p.base) n where n.kind = 'generated') then
     select ' returning ' || pg_catalog.string_agg(pg_catalog.format('b.%I', n.name), ', ' order by n.num),
         ' into ' || pg_catalog.string_agg(pg_catalog.format('new.%I', n.name), ', ' order by n.num)
       into v_shown, v_into
@@ -6974,7 +7049,7 @@ declare
   v_count pg_catalog.int8;
   v_ours pg_catalog.bool;
 begin
-  if %1$s and pg_catalog.has_table_privilege(%2$L, 'UPDATE')%3$s then
+  if %1$s and pg_catalog.has_table_privilege(%2$L::pg_catalog.regclass, 'UPDATE')%3$s then
     if %4$s then
       update %2$s b set %5$s where %6$s%7$s;
     else
@@ -7011,7 +7086,8 @@ as $$
 $$;
 
 comment on function meshaudit_private.columns_of(oid) is 'A table''s columns: plain, identity or generated, and their type.';
-comment on function meshaudit_private.is_rewritten(oid, int) is 'Whether a row as stored can differ from what was given; p_event 4 insert, 16 update.';
+comment on function meshaudit_private.is_rewritten(oid, int) is 'Whether a trigger can make a row as stored differ from what was given; p_event 4 insert, 16 update.';
+comment on function meshaudit_private.insert_statement(meshaudit_private.protections, text[], text[]) is 'Statements that insert NEW, columns of p_kinds, and ask for what was stored, of p_asked.';
 comment on function meshaudit_private.insert_body(meshaudit_private.protections) is 'Body of the INSTEAD OF INSERT trigger.';
 comment on function meshaudit_private.unchanged(meshaudit_private.protections, text) is 'The condition that a row is still as the statement saw it.';
 comment on function meshaudit_private.not_found_body(meshaudit_private.protections) is 'What follows where no row was met.';
@@ -7194,15 +7270,18 @@ as $$
       pg_catalog.format('meshaudit_protected.%I', u.s ->> 'name') as name
     from pg_catalog.jsonb_array_elements(p.saved) with ordinality u (s, i)
   ), t as (
-    select verb, refs from (values ('insert', ' referencing new table as new_rows'),
-      ('update', ' referencing old table as old_rows new table as new_rows'), ('delete', ' referencing old table as old_rows'), ('truncate', '')) v (verb, refs)
+    select verb, case when by_row then ' for each row' else refs || ' for each statement' end as each,
+      case when by_row then 'row_' else 'writes_' end || p.protection_id as function
+    from (values ('insert', ' referencing new table as new_rows', meshaudit_private.by_row(p)),
+      ('update', ' referencing old table as old_rows new table as new_rows', meshaudit_private.by_row(p)),
+      ('delete', ' referencing old table as old_rows', false), ('truncate', '', false)) v (verb, refs, by_row)
   )
   select s from (
     select r.i, 1 as n, 0::pg_catalog.int8 as k, pg_catalog.format('alter table %s set schema meshaudit_protected', r.old_name) as s from r
     union all select r.i, 2, w.k, w.s from r, meshaudit_private.withhold_statements(r.s, r.name,
       (select pg_catalog.array_agg(c.name) from meshaudit_private.columns_of(p.base) c), p.secret_columns) with ordinality w (s, k)
-    union all select r.i, 3, 0, pg_catalog.format('create trigger meshaudit_%1$s after %1$s on %2$s%3$s for each statement execute function meshaudit_private.%4$I()',
-      t.verb, r.name, t.refs, 'writes_' || p.protection_id) from r, t
+    union all select r.i, 3, 0, pg_catalog.format('create trigger meshaudit_%1$s after %1$s on %2$s%3$s execute function meshaudit_private.%4$I()',
+      t.verb, r.name, t.each, t.function) from r, t
     union all select r.i, 4, 0, pg_catalog.format('alter table %s enable always trigger meshaudit_%s', r.name, t.verb) from r, t
     union all select r.i, 5, 0, pg_catalog.format('grant select on %s to meshaudit_owner', r.name) from r where r.i = 1
     union all select r.i, 6, 0, pg_catalog.format('create policy meshaudit_reveal on %s for select to meshaudit_owner using (true)', r.name) from r where r.i = 1
@@ -7279,7 +7358,7 @@ begin
     returning * into p;
   for v_statement in
     select meshaudit_private.reveal_functions(p) union all select meshaudit_private.look_function(p)
-    union all select meshaudit_private.writes_function(p)
+    union all select meshaudit_private.writes_function(p) union all select meshaudit_private.row_function(p) where meshaudit_private.by_row(p)
     union all select meshaudit_private.view_functions(p)
   loop
     execute v_statement;
@@ -7480,7 +7559,7 @@ begin
     select pg_catalog.format('function %s', f.oid::pg_catalog.regprocedure)
       from pg_catalog.pg_proc f
       where f.pronamespace = 'meshaudit_private'::pg_catalog.regnamespace
-        and f.proname ~ pg_catalog.format('^reveal_%1$s_[0-9]+$|^(look|writes|insert|update|delete)_%1$s$', p.protection_id)
+        and f.proname ~ pg_catalog.format('^reveal_%1$s_[0-9]+$|^(look|writes|row|insert|update|delete)_%1$s$', p.protection_id)
   loop
     execute 'drop ' || v_dropped;
   end loop;
@@ -7591,10 +7670,13 @@ begin
     "check" := 'guards of ' || v_name;
     select pg_catalog.string_agg(w.what, '; ') into v_list from (
       select pg_catalog.format('trigger meshaudit_%s on %s is missing or disabled', verb, x::pg_catalog.regclass) as what
-        from meshaudit_private.relations_of(p.base) x, unnest(array['insert', 'update', 'delete', 'truncate']) verb
+        from meshaudit_private.relations_of(p.base) x,
+          (values ('insert', 4, meshaudit_private.by_row(p)), ('update', 16, meshaudit_private.by_row(p)), ('delete', 8, false), ('truncate', 32, false)) v (verb, bit, by_row)
         where not exists (select from pg_catalog.pg_trigger t
           where t.tgrelid = x and t.tgname = 'meshaudit_' || verb and t.tgenabled = 'A'
-            and t.tgfoid = pg_catalog.to_regproc('meshaudit_private.writes_' || p.protection_id))
+            -- after, and always: no WHEN, no columns
+            and t.tgtype = bit + by_row::pg_catalog.int4 and t.tgqual is null and t.tgattr = ''
+            and t.tgfoid = pg_catalog.to_regproc(case when by_row then 'meshaudit_private.row_' else 'meshaudit_private.writes_' end || p.protection_id))
       union all
       select pg_catalog.format('trigger meshaudit_%s of the view is missing', verb)
         from unnest(array['insert', 'update']) verb
