@@ -21,6 +21,7 @@ from meshaudit.commands import (
     alerts,
     archive,
     hold,
+    identity,
     journal,
     local,
     log,
@@ -137,6 +138,7 @@ for command in (
 app.add_typer(journal.app, name="journal")
 app.add_typer(alerts.app, name="alerts")
 app.add_typer(hold.app, name="hold")
+app.add_typer(identity.app, name="identity")
 app.add_typer(retain.app, name="retention")
 
 

@@ -191,6 +191,19 @@ def revoke_auditor(conn: psycopg.Connection[Any], identity: str, scope: str) -> 
         return bool(_scalar(conn, "select meshaudit.revoke_auditor(%s, %s)", identity, scope))
 
 
+def identity_of(conn: psycopg.Connection[Any], pseudonym: str) -> str | None:
+    """Who is behind a pseudonym, as far as this login may know; None if nobody is. Recorded."""
+    with db.errors(_AUDITOR):
+        found = _scalar(conn, "select meshaudit.identity_of(%s)", pseudonym)
+    return None if found is None else str(found)
+
+
+def erase_identity(conn: psycopg.Connection[Any], identity: str, reason: str) -> int:
+    """Destroy what joins an identity with its pseudonyms; returns how many there were. Recorded."""
+    with db.errors(_OWNER):
+        return int(_scalar(conn, "select meshaudit.erase_identity(%s, %s)", identity, reason))
+
+
 def is_role(conn: psycopg.Connection[Any], identity: str) -> bool:
     """Whether the server has a role of that name."""
     with db.errors():

@@ -7,6 +7,7 @@ from typing import Any
 import psycopg
 import pytest
 
+from tests.cli_support import fails, ok, ok_json
 from tests.support import Db
 
 READ = "select meshaudit.read_secret_by_key('k', 'red')"
@@ -124,6 +125,34 @@ def test_off_and_on_and_erased(gateway: Gateway) -> None:
         [bob],
     )
     assert gateway.identity_of(bob) is None
+
+
+def test_from_the_command_line(gateway: Gateway) -> None:
+    gateway.on()
+    gateway.connect("bob").execute(READ)
+    hidden = gateway.log()[-1][0]
+    assert hidden.startswith("erasable:")
+    dsn = gateway.db.dsn()
+    assert ok("identity", "of", hidden, dsn=dsn) == "bob\n"
+    assert ok_json("identity", "of", hidden, dsn=dsn) == {"pseudonym": hidden, "identity": "bob"}
+    asked = "select count(*) from meshaudit.audit_logs where secret_id = %s"
+    assert one(gateway.db.su, asked, f"identity of {hidden}") == 2
+    assert "names the identity" in fails("identity", "erase", "bob", "--reason", "bob asks", dsn=dsn)
+    assert "legal hold" in _held(gateway, dsn)
+    assert ok("identity", "erase", "bob", "--reason", "request 7", dsn=dsn) == "erased: 1 pseudonym\n"
+    assert "nothing to erase" in ok("identity", "erase", "bob", "--reason", "request 7", dsn=dsn)
+    assert ok_json("identity", "erase", "bob", "--reason", "r", dsn=dsn) == {"pseudonyms_erased": 0}
+    assert "nobody is known" in fails("identity", "of", hidden, dsn=dsn)
+    outsider = gateway.db.dsn(gateway.db.role("outsider"))
+    fails("identity", "of", hidden, dsn=outsider)
+    fails("identity", "erase", "bob", "--reason", "r", dsn=outsider)
+
+
+def _held(gateway: Gateway, dsn: str) -> str:
+    hold = one(gateway.db.su, "select meshaudit.place_hold('case')")
+    said = fails("identity", "erase", "bob", "--reason", "request 7", dsn=dsn)
+    gateway.db.su.execute("select meshaudit.lift_hold(%s, 'over')", [hold])
+    return said
 
 
 def test_what_rights_rest_on_stays_plain(gateway: Gateway) -> None:
