@@ -36,7 +36,8 @@ as $$
   select meshaudit_private.recording_function(p, 'row_', 'v_lsn pg_catalog.pg_lsn;', pg_catalog.format($body$if tg_op = 'INSERT' then
     %5$s
   else
-    if (%1$s) is distinct from %3$s or (%2$s) is distinct from %4$s then
+    -- by their bytes: the columns' own collations could say that abc is ABC
+    if row(%1$s, %2$s)::pg_catalog.record operator(pg_catalog.*<>) row(%3$s, %4$s)::pg_catalog.record then
       -- both, where the key or the scope has changed
       %6$s
     end if;

@@ -26,26 +26,32 @@ as $$
       and t.tgtype & 3 = 3 and t.tgtype & p_event <> 0)
 $$;
 
--- An INSERT of the columns of some kinds, asking for those of some kinds. A subtransaction, at ten times the cost, only for
--- who may insert but perhaps not see what was stored.
-create function meshaudit_private.insert_statement(p meshaudit_private.protections, p_kinds text[], p_asked text[]) returns text
+-- A statement that stores NEW, asking for columns of some kinds. A subtransaction, at ten times the cost, only for who may insert but
+-- perhaps not see what was stored.
+create function meshaudit_private.asking(p meshaudit_private.protections, p_store text, p_asked text[]) returns text
 language sql stable set search_path = ''
 as $$
-  select case when v.returning is null then v.store || ';' else pg_catalog.format(
-      'if not pg_catalog.row_security_active(%1$L::pg_catalog.regclass) and %2$s then %3$s%4$s; else begin %3$s%4$s; exception when insufficient_privilege then %3$s; end; end if;',
-      v.base, v.visible, v.store, v.returning) end
+  select case when v.names is null then pg_catalog.format(p_store, '', '') || ';' else pg_catalog.format(
+      'if not pg_catalog.row_security_active(%1$L::pg_catalog.regclass) and %2$s then %3$s; else begin %3$s; exception when insufficient_privilege then %4$s; end; end if;',
+      v.base, v.visible, pg_catalog.format(p_store, ' returning ' || v.names, ' into ' || v.variables), pg_catalog.format(p_store, '', '')) end
   from (
     select b.base,
-      pg_catalog.format('insert into %s (%s) values (%s)', b.base,
-        pg_catalog.string_agg(pg_catalog.quote_ident(c.name), ', ' order by c.num) filter (where c.kind = any (p_kinds)),
-        pg_catalog.string_agg(pg_catalog.format('new.%I', c.name), ', ' order by c.num) filter (where c.kind = any (p_kinds))) as store,
-      ' returning ' || pg_catalog.string_agg(pg_catalog.quote_ident(c.name), ', ' order by c.num) filter (where c.asked)
-        || ' into ' || pg_catalog.string_agg(pg_catalog.format('new.%I', c.name), ', ' order by c.num) filter (where c.asked) as returning,
-      pg_catalog.string_agg(pg_catalog.format('pg_catalog.has_column_privilege(%L::pg_catalog.regclass, %L, ''SELECT'')', b.base, c.name), ' and ')
-        filter (where c.asked) as visible
-    from (select pg_catalog.format('meshaudit_protected.%I', p.table_name) as base) b,
-      (select n.*, n.kind = any (p_asked) and n.name <> all (p.secret_columns) as asked from meshaudit_private.columns_of(p.base) n) c
+      pg_catalog.string_agg(pg_catalog.quote_ident(c.name), ', ' order by c.num) as names,
+      pg_catalog.string_agg('new.' || pg_catalog.quote_ident(c.name), ', ' order by c.num) as variables,
+      pg_catalog.string_agg(pg_catalog.format('pg_catalog.has_column_privilege(%L::pg_catalog.regclass, %L, ''SELECT'')', b.base, c.name), ' and ') as visible
+    from (select pg_catalog.format('meshaudit_protected.%I', p.table_name) as base) b
+    left join meshaudit_private.columns_of(p.base) c on c.kind = any (p_asked) and c.name <> all (p.secret_columns)
     group by b.base) v
+$$;
+
+-- That INSERT of the columns of some kinds; for format(): what is asked, and where to.
+create function meshaudit_private.storing(p meshaudit_private.protections, p_kinds text[]) returns text
+language sql stable set search_path = ''
+as $$
+  select pg_catalog.replace(pg_catalog.format('insert into meshaudit_protected.%I %s', p.table_name, coalesce(pg_catalog.format('(%s) values (%s)',
+      nullif(pg_catalog.string_agg(pg_catalog.quote_ident(c.name), ', ' order by c.num), ''), pg_catalog.string_agg(pg_catalog.format('new.%I', c.name), ', ' order by c.num)),
+      'default values')), '%', '%%') || '%1$s%2$s'
+  from meshaudit_private.columns_of(p.base) c where c.kind = any (p_kinds)
 $$;
 
 create function meshaudit_private.insert_body(p meshaudit_private.protections) returns text
@@ -53,36 +59,49 @@ language plpgsql stable set search_path = ''
 as $$
 declare
   v pg_catalog.record;
-  v_rewritten constant pg_catalog.text[] := case when meshaudit_private.is_rewritten(p.base, 4) then '{plain,identity}' else '{}' end;
-  v_given constant pg_catalog.text := meshaudit_private.insert_statement(p, '{plain,identity}', v_rewritten || '{generated}'::pg_catalog.text[]);
+  v_rewritten constant pg_catalog.text[] := case when meshaudit_private.is_rewritten(p.base, 4)
+    then array['plain', 'identity', 'generated'] else array['generated'] end;
+  v_given constant pg_catalog.text := meshaudit_private.asking(p, meshaudit_private.storing(p, array['plain', 'identity']), v_rewritten);
   v_base constant pg_catalog.text := pg_catalog.format('meshaudit_protected.%I', p.table_name);
 begin
   select
     pg_catalog.string_agg(pg_catalog.format('new.%I is null', c.name), ' and ') filter (where c.kind = 'identity') as no_identity,
     pg_catalog.string_agg(pg_catalog.format('case when %s pg_catalog.has_column_privilege(%L, %L, ''INSERT'') then %L end',
-      case c.kind when 'identity' then pg_catalog.format('new.%I is not null and', c.name) else '' end, v_base, c.name, c.name), ', ') as allowed
+      case c.kind when 'identity' then pg_catalog.format('new.%I is not null and', c.name) else '' end, v_base, c.name, c.name), ', ')
+      filter (where c.kind <> 'generated') as allowed,
+    pg_catalog.string_agg(pg_catalog.format('if new.%1$I is not null then raise exception ''cannot insert a non-DEFAULT value into column "%%"'', %1$L using errcode = ''428C9'', detail = pg_catalog.format(''Column "%%s" is a generated column.'', %1$L); end if;', c.name), ' ')
+      filter (where c.kind = 'generated') as generated
     into v
-    from meshaudit_private.columns_of(p.base) c where c.kind <> 'generated';
+    from meshaudit_private.columns_of(p.base) c;
   return pg_catalog.format($body$
 declare
   v_columns pg_catalog.text[];
+  v_store pg_catalog.text;
+  v_count pg_catalog.int8;
 begin
+  %4$s
   if not pg_catalog.has_table_privilege(%1$L::pg_catalog.regclass, 'INSERT') then
     -- who may insert some of the columns
     v_columns := pg_catalog.array_remove(array[%2$s]::pg_catalog.text[], null);
-    execute 'insert into ' operator(pg_catalog.||) %1$L operator(pg_catalog.||) ' ('
+    v_store := 'insert into ' operator(pg_catalog.||) %1$L operator(pg_catalog.||) ' ('
       operator(pg_catalog.||) (select pg_catalog.string_agg(pg_catalog.quote_ident(c), ', ') from pg_catalog.unnest(v_columns) c)
       operator(pg_catalog.||) ') values ('
       operator(pg_catalog.||) (select pg_catalog.string_agg('$1.' operator(pg_catalog.||) pg_catalog.quote_ident(c), ', ') from pg_catalog.unnest(v_columns) c)
-      operator(pg_catalog.||) ')' using new;
-    return new;
+      operator(pg_catalog.||) ')';
+    %5$s
+  else
+    %3$s
   end if;
-  %3$s
+  get diagnostics v_count = row_count;
+  if v_count operator(pg_catalog.=) 0 then
+    return null;  -- a trigger of the table would not have it
+  end if;
   return new;
 end
 $body$, v_base, v.allowed,
     case when v.no_identity is null then v_given else pg_catalog.format('if %s then %s else %s end if;', v.no_identity,
-      meshaudit_private.insert_statement(p, '{plain}', v_rewritten || '{identity,generated}'::pg_catalog.text[]), v_given) end);
+      meshaudit_private.asking(p, meshaudit_private.storing(p, array['plain']), v_rewritten || array['identity']), v_given) end,
+    v.generated, meshaudit_private.asking(p, 'execute v_store operator(pg_catalog.||) %1$L%2$s using new', v_rewritten || array['identity']));
 end
 $$;
 
@@ -204,11 +223,22 @@ as $$
   from (values ('insert', meshaudit_private.insert_body(p)), ('update', meshaudit_private.update_body(p))) v (verb, body)
 $$;
 
+-- What is called where something is written.
+create function meshaudit_private.write_functions(p meshaudit_private.protections) returns setof text
+language sql stable set search_path = ''
+as $$
+  select meshaudit_private.writes_function(p)
+  union all select meshaudit_private.row_function(p) where meshaudit_private.by_row(p)
+  union all select meshaudit_private.view_functions(p)
+$$;
+
 comment on function meshaudit_private.columns_of(oid) is 'A table''s columns: plain, identity or generated, and their type.';
 comment on function meshaudit_private.is_rewritten(oid, int) is 'Whether a trigger can make a row as stored differ from what was given; p_event 4 insert, 16 update.';
-comment on function meshaudit_private.insert_statement(meshaudit_private.protections, text[], text[]) is 'Statements that insert NEW, columns of p_kinds, and ask for what was stored, of p_asked.';
+comment on function meshaudit_private.asking(meshaudit_private.protections, text, text[]) is 'Statements that store NEW and ask for columns of p_asked as stored.';
+comment on function meshaudit_private.storing(meshaudit_private.protections, text[]) is 'The INSERT of NEW''s columns of p_kinds.';
 comment on function meshaudit_private.insert_body(meshaudit_private.protections) is 'Body of the INSTEAD OF INSERT trigger.';
 comment on function meshaudit_private.unchanged(meshaudit_private.protections, text) is 'The condition that a row is still as the statement saw it.';
 comment on function meshaudit_private.not_found_body(meshaudit_private.protections) is 'What follows where no row was met.';
 comment on function meshaudit_private.update_body(meshaudit_private.protections) is 'Body of the INSTEAD OF UPDATE trigger.';
 comment on function meshaudit_private.view_functions(meshaudit_private.protections) is 'Statements that make the functions of the view''s triggers.';
+comment on function meshaudit_private.write_functions(meshaudit_private.protections) is 'Statements that make all functions that triggers of a protected table call.';

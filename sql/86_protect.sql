@@ -177,8 +177,7 @@ begin
     returning * into p;
   for v_statement in
     select meshaudit_private.reveal_functions(p) union all select meshaudit_private.look_function(p)
-    union all select meshaudit_private.writes_function(p) union all select meshaudit_private.row_function(p) where meshaudit_private.by_row(p)
-    union all select meshaudit_private.view_functions(p)
+    union all select meshaudit_private.write_functions(p)
   loop
     execute v_statement;
   end loop;

@@ -47,11 +47,15 @@ begin
       return next;
       continue;
     end if;
-    -- what the secret columns are called now
+    -- what the secret columns are called now: what values_N asks of the table, less key and scope (a restored table may number
+    -- its columns anew)
     v_secrets := array(
-      select a.attname from pg_catalog.pg_attribute v
-      join pg_catalog.pg_attribute a on a.attrelid = p.base and 'c' || a.attnum = v.attname and not a.attisdropped
-      where v.attrelid = pg_catalog.to_regclass('meshaudit_private.values_' || p.protection_id));
+      select a.attname from pg_catalog.pg_rewrite w
+      join pg_catalog.pg_depend d on d.classid = 'pg_catalog.pg_rewrite'::pg_catalog.regclass and d.objid = w.oid
+        and d.refclassid = 'pg_catalog.pg_class'::pg_catalog.regclass and d.refobjid = p.base
+      join pg_catalog.pg_attribute a on a.attrelid = p.base and a.attnum = d.refobjsubid and a.attnum > 0 and not a.attisdropped
+      where w.ev_class = pg_catalog.to_regclass('meshaudit_private.values_' || p.protection_id)
+        and a.attname <> all (p.key_columns || p.scope_column || meshaudit_private.key_columns(p.base)) is not false);
 
     -- superusers and pg_read_all_data have a line of their own
     "check" := 'ways around ' || v_name;
@@ -79,7 +83,7 @@ begin
         where not exists (select from pg_catalog.pg_trigger t
           where t.tgrelid = x and t.tgname = 'meshaudit_' || verb and t.tgenabled = 'A'
             -- after, and always: no WHEN, no columns
-            and t.tgtype = bit + by_row::pg_catalog.int4 and t.tgqual is null and t.tgattr = ''
+            and t.tgtype = bit + by_row::pg_catalog.int4 and t.tgqual is null and t.tgattr = '' and t.tgconstraint = 0 and t.tgnargs = 0
             and t.tgfoid = pg_catalog.to_regproc(case when by_row then 'meshaudit_private.row_' else 'meshaudit_private.writes_' end || p.protection_id))
       union all
       select pg_catalog.format('trigger meshaudit_%s of the view is missing', verb)
@@ -113,6 +117,21 @@ begin
         from meshaudit_private.relations_of(p.base) x join pg_catalog.pg_class c on c.oid = x
         where not c.relrowsecurity and (select b.relrowsecurity from pg_catalog.pg_class b where b.oid = p.base)
           and exists (select from pg_catalog.aclexplode(c.relacl) a where a.grantee <> c.relowner and a.privilege_type in ('SELECT', 'UPDATE', 'DELETE'))
+      union all
+      select pg_catalog.format('%s, which it %s, is read and written past the audit', case i.inhrelid when p.base then i.inhparent else i.inhrelid end::pg_catalog.regclass,
+          case i.inhrelid when p.base then 'belongs to' else 'is inherited by' end)
+        from pg_catalog.pg_inherits i
+        where i.inhrelid = p.base or i.inhparent = p.base and (select c.relkind from pg_catalog.pg_class c where c.oid = p.base) = 'r'
+      union all
+      -- also where a column or a BEFORE trigger came later, of which they do not know
+      select pg_catalog.format('function %s is not what protect() would make: take the table out, and protect it again', m.name)
+        from (select s, pg_catalog.substring(s, 'create function meshaudit_private\.([a-z]+_[0-9]+)\(') as name
+          from meshaudit_private.write_functions(p) s) m
+        where not exists (
+          select from pg_catalog.pg_proc f
+          where f.pronamespace = 'meshaudit_private'::pg_catalog.regnamespace and f.proname = m.name
+            and f.proowner = 'meshaudit_owner'::pg_catalog.regrole and f.prosecdef = (pg_catalog.strpos(m.s, ' security definer ') > 0)
+            and pg_catalog.strpos(m.s, pg_catalog.format(' as %L; grant execute', f.prosrc)) > 0)
       union all
       select 'policy meshaudit_reveal is missing' where not exists (
         select from pg_catalog.pg_policy y where y.polrelid = p.base and y.polname = 'meshaudit_reveal')

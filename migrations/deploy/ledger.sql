@@ -6813,7 +6813,8 @@ as $$
   select meshaudit_private.recording_function(p, 'row_', 'v_lsn pg_catalog.pg_lsn;', pg_catalog.format($body$if tg_op = 'INSERT' then
     %5$s
   else
-    if (%1$s) is distinct from %3$s or (%2$s) is distinct from %4$s then
+    -- by their bytes: the columns' own collations could say that abc is ABC
+    if row(%1$s, %2$s)::pg_catalog.record operator(pg_catalog.*<>) row(%3$s, %4$s)::pg_catalog.record then
       -- both, where the key or the scope has changed
       %6$s
     end if;
@@ -6907,26 +6908,32 @@ as $$
       and t.tgtype & 3 = 3 and t.tgtype & p_event <> 0)
 $$;
 
--- An INSERT of the columns of some kinds, asking for those of some kinds. A subtransaction, at ten times the cost, only for
--- who may insert but perhaps not see what was stored.
-create function meshaudit_private.insert_statement(p meshaudit_private.protections, p_kinds text[], p_asked text[]) returns text
+-- A statement that stores NEW, asking for columns of some kinds. A subtransaction, at ten times the cost, only for who may insert but
+-- perhaps not see what was stored.
+create function meshaudit_private.asking(p meshaudit_private.protections, p_store text, p_asked text[]) returns text
 language sql stable set search_path = ''
 as $$
-  select case when v.returning is null then v.store || ';' else pg_catalog.format(
-      'if not pg_catalog.row_security_active(%1$L::pg_catalog.regclass) and %2$s then %3$s%4$s; else begin %3$s%4$s; exception when insufficient_privilege then %3$s; end; end if;',
-      v.base, v.visible, v.store, v.returning) end
+  select case when v.names is null then pg_catalog.format(p_store, '', '') || ';' else pg_catalog.format(
+      'if not pg_catalog.row_security_active(%1$L::pg_catalog.regclass) and %2$s then %3$s; else begin %3$s; exception when insufficient_privilege then %4$s; end; end if;',
+      v.base, v.visible, pg_catalog.format(p_store, ' returning ' || v.names, ' into ' || v.variables), pg_catalog.format(p_store, '', '')) end
   from (
     select b.base,
-      pg_catalog.format('insert into %s (%s) values (%s)', b.base,
-        pg_catalog.string_agg(pg_catalog.quote_ident(c.name), ', ' order by c.num) filter (where c.kind = any (p_kinds)),
-        pg_catalog.string_agg(pg_catalog.format('new.%I', c.name), ', ' order by c.num) filter (where c.kind = any (p_kinds))) as store,
-      ' returning ' || pg_catalog.string_agg(pg_catalog.quote_ident(c.name), ', ' order by c.num) filter (where c.asked)
-        || ' into ' || pg_catalog.string_agg(pg_catalog.format('new.%I', c.name), ', ' order by c.num) filter (where c.asked) as returning,
-      pg_catalog.string_agg(pg_catalog.format('pg_catalog.has_column_privilege(%L::pg_catalog.regclass, %L, ''SELECT'')', b.base, c.name), ' and ')
-        filter (where c.asked) as visible
-    from (select pg_catalog.format('meshaudit_protected.%I', p.table_name) as base) b,
-      (select n.*, n.kind = any (p_asked) and n.name <> all (p.secret_columns) as asked from meshaudit_private.columns_of(p.base) n) c
+      pg_catalog.string_agg(pg_catalog.quote_ident(c.name), ', ' order by c.num) as names,
+      pg_catalog.string_agg('new.' || pg_catalog.quote_ident(c.name), ', ' order by c.num) as variables,
+      pg_catalog.string_agg(pg_catalog.format('pg_catalog.has_column_privilege(%L::pg_catalog.regclass, %L, ''SELECT'')', b.base, c.name), ' and ') as visible
+    from (select pg_catalog.format('meshaudit_protected.%I', p.table_name) as base) b
+    left join meshaudit_private.columns_of(p.base) c on c.kind = any (p_asked) and c.name <> all (p.secret_columns)
     group by b.base) v
+$$;
+
+-- That INSERT of the columns of some kinds; for format(): what is asked, and where to.
+create function meshaudit_private.storing(p meshaudit_private.protections, p_kinds text[]) returns text
+language sql stable set search_path = ''
+as $$
+  select pg_catalog.replace(pg_catalog.format('insert into meshaudit_protected.%I %s', p.table_name, coalesce(pg_catalog.format('(%s) values (%s)',
+      nullif(pg_catalog.string_agg(pg_catalog.quote_ident(c.name), ', ' order by c.num), ''), pg_catalog.string_agg(pg_catalog.format('new.%I', c.name), ', ' order by c.num)),
+      'default values')), '%', '%%') || '%1$s%2$s'
+  from meshaudit_private.columns_of(p.base) c where c.kind = any (p_kinds)
 $$;
 
 create function meshaudit_private.insert_body(p meshaudit_private.protections) returns text
@@ -6934,36 +6941,49 @@ language plpgsql stable set search_path = ''
 as $$
 declare
   v pg_catalog.record;
-  v_rewritten constant pg_catalog.text[] := case when meshaudit_private.is_rewritten(p.base, 4) then '{plain,identity}' else '{}' end;
-  v_given constant pg_catalog.text := meshaudit_private.insert_statement(p, '{plain,identity}', v_rewritten || '{generated}'::pg_catalog.text[]);
+  v_rewritten constant pg_catalog.text[] := case when meshaudit_private.is_rewritten(p.base, 4)
+    then array['plain', 'identity', 'generated'] else array['generated'] end;
+  v_given constant pg_catalog.text := meshaudit_private.asking(p, meshaudit_private.storing(p, array['plain', 'identity']), v_rewritten);
   v_base constant pg_catalog.text := pg_catalog.format('meshaudit_protected.%I', p.table_name);
 begin
   select
     pg_catalog.string_agg(pg_catalog.format('new.%I is null', c.name), ' and ') filter (where c.kind = 'identity') as no_identity,
     pg_catalog.string_agg(pg_catalog.format('case when %s pg_catalog.has_column_privilege(%L, %L, ''INSERT'') then %L end',
-      case c.kind when 'identity' then pg_catalog.format('new.%I is not null and', c.name) else '' end, v_base, c.name, c.name), ', ') as allowed
+      case c.kind when 'identity' then pg_catalog.format('new.%I is not null and', c.name) else '' end, v_base, c.name, c.name), ', ')
+      filter (where c.kind <> 'generated') as allowed,
+    pg_catalog.string_agg(pg_catalog.format('if new.%1$I is not null then raise exception ''cannot insert a non-DEFAULT value into column "%%"'', %1$L using errcode = ''428C9'', detail = pg_catalog.format(''Column "%%s" is a generated column.'', %1$L); end if;', c.name), ' ')
+      filter (where c.kind = 'generated') as generated
     into v
-    from meshaudit_private.columns_of(p.base) c where c.kind <> 'generated';
+    from meshaudit_private.columns_of(p.base) c;
   return pg_catalog.format($body$
 declare
   v_columns pg_catalog.text[];
+  v_store pg_catalog.text;
+  v_count pg_catalog.int8;
 begin
+  %4$s
   if not pg_catalog.has_table_privilege(%1$L::pg_catalog.regclass, 'INSERT') then
     -- who may insert some of the columns
     v_columns := pg_catalog.array_remove(array[%2$s]::pg_catalog.text[], null);
-    execute 'insert into ' operator(pg_catalog.||) %1$L operator(pg_catalog.||) ' ('
+    v_store := 'insert into ' operator(pg_catalog.||) %1$L operator(pg_catalog.||) ' ('
       operator(pg_catalog.||) (select pg_catalog.string_agg(pg_catalog.quote_ident(c), ', ') from pg_catalog.unnest(v_columns) c)
       operator(pg_catalog.||) ') values ('
       operator(pg_catalog.||) (select pg_catalog.string_agg('$1.' operator(pg_catalog.||) pg_catalog.quote_ident(c), ', ') from pg_catalog.unnest(v_columns) c)
-      operator(pg_catalog.||) ')' using new;
-    return new;
+      operator(pg_catalog.||) ')';
+    %5$s
+  else
+    %3$s
   end if;
-  %3$s
+  get diagnostics v_count = row_count;
+  if v_count operator(pg_catalog.=) 0 then
+    return null;  -- a trigger of the table would not have it
+  end if;
   return new;
 end
 $body$, v_base, v.allowed,
     case when v.no_identity is null then v_given else pg_catalog.format('if %s then %s else %s end if;', v.no_identity,
-      meshaudit_private.insert_statement(p, '{plain}', v_rewritten || '{identity,generated}'::pg_catalog.text[]), v_given) end);
+      meshaudit_private.asking(p, meshaudit_private.storing(p, array['plain']), v_rewritten || array['identity']), v_given) end,
+    v.generated, meshaudit_private.asking(p, 'execute v_store operator(pg_catalog.||) %1$L%2$s using new', v_rewritten || array['identity']));
 end
 $$;
 
@@ -7085,14 +7105,25 @@ as $$
   from (values ('insert', meshaudit_private.insert_body(p)), ('update', meshaudit_private.update_body(p))) v (verb, body)
 $$;
 
+-- What is called where something is written.
+create function meshaudit_private.write_functions(p meshaudit_private.protections) returns setof text
+language sql stable set search_path = ''
+as $$
+  select meshaudit_private.writes_function(p)
+  union all select meshaudit_private.row_function(p) where meshaudit_private.by_row(p)
+  union all select meshaudit_private.view_functions(p)
+$$;
+
 comment on function meshaudit_private.columns_of(oid) is 'A table''s columns: plain, identity or generated, and their type.';
 comment on function meshaudit_private.is_rewritten(oid, int) is 'Whether a trigger can make a row as stored differ from what was given; p_event 4 insert, 16 update.';
-comment on function meshaudit_private.insert_statement(meshaudit_private.protections, text[], text[]) is 'Statements that insert NEW, columns of p_kinds, and ask for what was stored, of p_asked.';
+comment on function meshaudit_private.asking(meshaudit_private.protections, text, text[]) is 'Statements that store NEW and ask for columns of p_asked as stored.';
+comment on function meshaudit_private.storing(meshaudit_private.protections, text[]) is 'The INSERT of NEW''s columns of p_kinds.';
 comment on function meshaudit_private.insert_body(meshaudit_private.protections) is 'Body of the INSTEAD OF INSERT trigger.';
 comment on function meshaudit_private.unchanged(meshaudit_private.protections, text) is 'The condition that a row is still as the statement saw it.';
 comment on function meshaudit_private.not_found_body(meshaudit_private.protections) is 'What follows where no row was met.';
 comment on function meshaudit_private.update_body(meshaudit_private.protections) is 'Body of the INSTEAD OF UPDATE trigger.';
 comment on function meshaudit_private.view_functions(meshaudit_private.protections) is 'Statements that make the functions of the view''s triggers.';
+comment on function meshaudit_private.write_functions(meshaudit_private.protections) is 'Statements that make all functions that triggers of a protected table call.';
 
 -- sql/85_privileges_of_tables.sql
 
@@ -7358,8 +7389,7 @@ begin
     returning * into p;
   for v_statement in
     select meshaudit_private.reveal_functions(p) union all select meshaudit_private.look_function(p)
-    union all select meshaudit_private.writes_function(p) union all select meshaudit_private.row_function(p) where meshaudit_private.by_row(p)
-    union all select meshaudit_private.view_functions(p)
+    union all select meshaudit_private.write_functions(p)
   loop
     execute v_statement;
   end loop;
@@ -7643,11 +7673,15 @@ begin
       return next;
       continue;
     end if;
-    -- what the secret columns are called now
+    -- what the secret columns are called now: what values_N asks of the table, less key and scope (a restored table may number
+    -- its columns anew)
     v_secrets := array(
-      select a.attname from pg_catalog.pg_attribute v
-      join pg_catalog.pg_attribute a on a.attrelid = p.base and 'c' || a.attnum = v.attname and not a.attisdropped
-      where v.attrelid = pg_catalog.to_regclass('meshaudit_private.values_' || p.protection_id));
+      select a.attname from pg_catalog.pg_rewrite w
+      join pg_catalog.pg_depend d on d.classid = 'pg_catalog.pg_rewrite'::pg_catalog.regclass and d.objid = w.oid
+        and d.refclassid = 'pg_catalog.pg_class'::pg_catalog.regclass and d.refobjid = p.base
+      join pg_catalog.pg_attribute a on a.attrelid = p.base and a.attnum = d.refobjsubid and a.attnum > 0 and not a.attisdropped
+      where w.ev_class = pg_catalog.to_regclass('meshaudit_private.values_' || p.protection_id)
+        and a.attname <> all (p.key_columns || p.scope_column || meshaudit_private.key_columns(p.base)) is not false);
 
     -- superusers and pg_read_all_data have a line of their own
     "check" := 'ways around ' || v_name;
@@ -7675,7 +7709,7 @@ begin
         where not exists (select from pg_catalog.pg_trigger t
           where t.tgrelid = x and t.tgname = 'meshaudit_' || verb and t.tgenabled = 'A'
             -- after, and always: no WHEN, no columns
-            and t.tgtype = bit + by_row::pg_catalog.int4 and t.tgqual is null and t.tgattr = ''
+            and t.tgtype = bit + by_row::pg_catalog.int4 and t.tgqual is null and t.tgattr = '' and t.tgconstraint = 0 and t.tgnargs = 0
             and t.tgfoid = pg_catalog.to_regproc(case when by_row then 'meshaudit_private.row_' else 'meshaudit_private.writes_' end || p.protection_id))
       union all
       select pg_catalog.format('trigger meshaudit_%s of the view is missing', verb)
@@ -7709,6 +7743,21 @@ begin
         from meshaudit_private.relations_of(p.base) x join pg_catalog.pg_class c on c.oid = x
         where not c.relrowsecurity and (select b.relrowsecurity from pg_catalog.pg_class b where b.oid = p.base)
           and exists (select from pg_catalog.aclexplode(c.relacl) a where a.grantee <> c.relowner and a.privilege_type in ('SELECT', 'UPDATE', 'DELETE'))
+      union all
+      select pg_catalog.format('%s, which it %s, is read and written past the audit', case i.inhrelid when p.base then i.inhparent else i.inhrelid end::pg_catalog.regclass,
+          case i.inhrelid when p.base then 'belongs to' else 'is inherited by' end)
+        from pg_catalog.pg_inherits i
+        where i.inhrelid = p.base or i.inhparent = p.base and (select c.relkind from pg_catalog.pg_class c where c.oid = p.base) = 'r'
+      union all
+      -- also where a column or a BEFORE trigger came later, of which they do not know
+      select pg_catalog.format('function %s is not what protect() would make: take the table out, and protect it again', m.name)
+        from (select s, pg_catalog.substring(s, 'create function meshaudit_private\.([a-z]+_[0-9]+)\(') as name
+          from meshaudit_private.write_functions(p) s) m
+        where not exists (
+          select from pg_catalog.pg_proc f
+          where f.pronamespace = 'meshaudit_private'::pg_catalog.regnamespace and f.proname = m.name
+            and f.proowner = 'meshaudit_owner'::pg_catalog.regrole and f.prosecdef = (pg_catalog.strpos(m.s, ' security definer ') > 0)
+            and pg_catalog.strpos(m.s, pg_catalog.format(' as %L; grant execute', f.prosrc)) > 0)
       union all
       select 'policy meshaudit_reveal is missing' where not exists (
         select from pg_catalog.pg_policy y where y.polrelid = p.base and y.polname = 'meshaudit_reveal')
