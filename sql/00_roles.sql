@@ -14,7 +14,7 @@ begin
   end if;
   if current_setting('server_encoding') <> 'UTF8' then
     raise exception 'meshaudit needs a database with encoding UTF8, this one has %', current_setting('server_encoding')
-      using errcode = 'MA005', hint = 'Create the database with: create database … encoding ''UTF8'' template template0';
+      using errcode = 'MA005', hint = 'Create the database with: create database NAME encoding ''UTF8'' template template0';
   end if;
 end
 $$;

@@ -154,6 +154,9 @@ declare
   v_before meshaudit_private.suspect;
 begin
   perform meshaudit_private.require_whole_log(p_role);
+  if from_time >= to_time then
+    perform meshaudit_private.refuse('MA005', 'the range of time is empty', 'It holds from_time <= timestamp < to_time; null is no bound.');
+  end if;
   v_suspects := array(select u from meshaudit_private.suspects(from_time, to_time) u);
 
   -- places where a displaced entry may have come from; a bound, so that a ruined ledger is still told soon

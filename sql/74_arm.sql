@@ -5,6 +5,8 @@
 create function meshaudit_private.slot_to_make() returns name
 language plpgsql stable security definer set search_path = ''
 as $$
+declare
+  v_slot pg_catalog.name;
 begin
   if pg_catalog.current_setting('wal_level') <> 'logical' then
     raise exception 'the journal needs wal_level = logical, this server has %', pg_catalog.current_setting('wal_level')
@@ -14,7 +16,13 @@ begin
       hint = 'Run: create publication meshaudit_journal (it needs no tables).';
   end if;
   -- slots are named for the whole server; a copy of this database must not take the original's
-  return (select 'meshaudit_' || d.oid from pg_catalog.pg_database d where d.datname = pg_catalog.current_database());
+  v_slot := (select 'meshaudit_' || d.oid from pg_catalog.pg_database d where d.datname = pg_catalog.current_database());
+  if pg_catalog.pg_current_xact_id_if_assigned() is not null
+    and not exists (select from pg_catalog.pg_replication_slots s where s.slot_name = v_slot) then
+    raise exception 'the journal cannot be armed in a transaction that has written' using errcode = 'MA005',
+      hint = 'Run select meshaudit.arm_journal() by itself. What is sent together, or run together in an editor, is one transaction.';
+  end if;
+  return v_slot;
 end
 $$;
 revoke all on function meshaudit_private.slot_to_make() from public;

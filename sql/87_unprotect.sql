@@ -35,7 +35,8 @@ begin
   execute pg_catalog.format('grant create on schema meshaudit_protected to %I', owner);
   statements := array(
     select s from (
-      select 0::pg_catalog.int8 as i, 1 as n, 0::pg_catalog.int8 as k, pg_catalog.format('drop view if exists %I.%I', p.schema_name, p.table_name) as s where p.view is not null
+      select 0::pg_catalog.int8 as i, 1 as n, 0::pg_catalog.int8 as k, pg_catalog.format('drop view %s', p.view) as s
+        where exists (select from pg_catalog.pg_class c where c.oid = p.view and c.relkind = 'v')  -- whatever it is called now
       union all select 0, 2, 0, pg_catalog.format('drop policy if exists meshaudit_reveal on meshaudit_protected.%I', p.table_name)
       union all select u.i, 3, 0, pg_catalog.format('drop trigger if exists meshaudit_%s on meshaudit_protected.%I', verb, u.s ->> 'name')
         from pg_catalog.jsonb_array_elements(p.saved) with ordinality u (s, i), unnest(array['insert', 'update', 'delete', 'truncate']) verb

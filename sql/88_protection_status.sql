@@ -93,6 +93,19 @@ begin
       union all
       select 'the view is gone' where not exists (select from pg_catalog.pg_class c where c.oid = p.view and c.relkind = 'v')
       union all
+      select pg_catalog.format('the view is called %s now', p.view) from pg_catalog.pg_class c
+        where c.oid = p.view and (c.relname <> p.table_name or c.relnamespace is distinct from pg_catalog.to_regnamespace(pg_catalog.quote_ident(p.schema_name)))
+      union all
+      select pg_catalog.format('the view''s column %I has another name', a.attname) from pg_catalog.pg_attribute a
+        where a.attrelid = p.view and a.attnum > 0 and not exists (
+          select from pg_catalog.pg_attribute b where b.attrelid = p.base and b.attname = a.attname and not b.attisdropped)
+      union all
+      select 'row security does not act through the view: alter view … set (security_invoker = true)' from pg_catalog.pg_class c
+        where c.oid = p.view and not exists (select from unnest(c.reloptions) o where o ~ '^security_invoker=(true|on|yes|1)$')
+      union all
+      select pg_catalog.format('the view belongs to %I, the table to %I', pg_catalog.pg_get_userbyid(c.relowner), meshaudit_private.owner_of(p.base)) from pg_catalog.pg_class c
+        where c.oid = p.view and c.relowner <> (select b.relowner from pg_catalog.pg_class b where b.oid = p.base)
+      union all
       select 'the view no longer reveals by meshaudit''s function'
         from unnest(v_secrets) s join pg_catalog.pg_attribute a on a.attrelid = p.base and a.attname = s
         where not exists (

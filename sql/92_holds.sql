@@ -26,8 +26,8 @@ language plpgsql immutable set search_path = ''
 as $$
 begin
   if coalesce(pg_catalog.btrim(p_reason), '') = '' or pg_catalog.char_length(p_reason) > 400 then
-    perform meshaudit_private.refuse('MA005', 'placing and lifting a hold take a reason of at most 400 characters',
-      'It is recorded with the hold''s number.');
+    perform meshaudit_private.refuse('MA005', 'a reason is missing, or has more than 400 characters',
+      'It is recorded, for good.');
   end if;
 end
 $$;

@@ -17,6 +17,20 @@ def journal(db: Db) -> Journal:
     return Journal(db)
 
 
+def test_arming_takes_a_transaction_of_its_own(db: Db) -> None:
+    """What is sent together is one transaction, and no slot can be made after a write."""
+    db.su.execute("create table t (id int primary key, v text)")
+    for before in ("select meshaudit.protect('t', '{v}')", "create table u ()"):
+        with pytest.raises(psycopg.Error, match="in a transaction that has written") as caught:
+            db.su.execute(f"{before}; {ARM}".encode())
+        assert caught.value.sqlstate == "MA005"
+        assert "by itself" in str(caught.value.diag.message_hint)
+    assert one(db.su, ARM) == "armed"
+    db.su.execute("begin; create table u ()")
+    assert one(db.su, ARM) == "armed already"
+    db.su.execute("commit")
+
+
 def test_disarming_waits_for_open_transactions(journal: Journal) -> None:
     client = journal.client()
     client.execute("begin read only")

@@ -20,7 +20,7 @@ begin
   end if;
   if current_setting('server_encoding') <> 'UTF8' then
     raise exception 'meshaudit needs a database with encoding UTF8, this one has %', current_setting('server_encoding')
-      using errcode = 'MA005', hint = 'Create the database with: create database … encoding ''UTF8'' template template0';
+      using errcode = 'MA005', hint = 'Create the database with: create database NAME encoding ''UTF8'' template template0';
   end if;
 end
 $$;
@@ -3835,6 +3835,9 @@ declare
   v_before meshaudit_private.suspect;
 begin
   perform meshaudit_private.require_whole_log(p_role);
+  if from_time >= to_time then
+    perform meshaudit_private.refuse('MA005', 'the range of time is empty', 'It holds from_time <= timestamp < to_time; null is no bound.');
+  end if;
   v_suspects := array(select u from meshaudit_private.suspects(from_time, to_time) u);
 
   -- places where a displaced entry may have come from; a bound, so that a ruined ledger is still told soon
@@ -4861,6 +4864,8 @@ comment on function meshaudit_private.seal(int) is 'meshaudit.seal(), for at mos
 create function meshaudit_private.slot_to_make() returns name
 language plpgsql stable security definer set search_path = ''
 as $$
+declare
+  v_slot pg_catalog.name;
 begin
   if pg_catalog.current_setting('wal_level') <> 'logical' then
     raise exception 'the journal needs wal_level = logical, this server has %', pg_catalog.current_setting('wal_level')
@@ -4870,7 +4875,13 @@ begin
       hint = 'Run: create publication meshaudit_journal (it needs no tables).';
   end if;
   -- slots are named for the whole server; a copy of this database must not take the original's
-  return (select 'meshaudit_' || d.oid from pg_catalog.pg_database d where d.datname = pg_catalog.current_database());
+  v_slot := (select 'meshaudit_' || d.oid from pg_catalog.pg_database d where d.datname = pg_catalog.current_database());
+  if pg_catalog.pg_current_xact_id_if_assigned() is not null
+    and not exists (select from pg_catalog.pg_replication_slots s where s.slot_name = v_slot) then
+    raise exception 'the journal cannot be armed in a transaction that has written' using errcode = 'MA005',
+      hint = 'Run select meshaudit.arm_journal() by itself. What is sent together, or run together in an editor, is one transaction.';
+  end if;
+  return v_slot;
 end
 $$;
 revoke all on function meshaudit_private.slot_to_make() from public;
@@ -7548,7 +7559,8 @@ begin
   execute pg_catalog.format('grant create on schema meshaudit_protected to %I', owner);
   statements := array(
     select s from (
-      select 0::pg_catalog.int8 as i, 1 as n, 0::pg_catalog.int8 as k, pg_catalog.format('drop view if exists %I.%I', p.schema_name, p.table_name) as s where p.view is not null
+      select 0::pg_catalog.int8 as i, 1 as n, 0::pg_catalog.int8 as k, pg_catalog.format('drop view %s', p.view) as s
+        where exists (select from pg_catalog.pg_class c where c.oid = p.view and c.relkind = 'v')  -- whatever it is called now
       union all select 0, 2, 0, pg_catalog.format('drop policy if exists meshaudit_reveal on meshaudit_protected.%I', p.table_name)
       union all select u.i, 3, 0, pg_catalog.format('drop trigger if exists meshaudit_%s on meshaudit_protected.%I', verb, u.s ->> 'name')
         from pg_catalog.jsonb_array_elements(p.saved) with ordinality u (s, i), unnest(array['insert', 'update', 'delete', 'truncate']) verb
@@ -7718,6 +7730,19 @@ begin
             and t.tgfoid = pg_catalog.to_regproc(pg_catalog.format('meshaudit_private.%s_%s', verb, p.protection_id)))
       union all
       select 'the view is gone' where not exists (select from pg_catalog.pg_class c where c.oid = p.view and c.relkind = 'v')
+      union all
+      select pg_catalog.format('the view is called %s now', p.view) from pg_catalog.pg_class c
+        where c.oid = p.view and (c.relname <> p.table_name or c.relnamespace is distinct from pg_catalog.to_regnamespace(pg_catalog.quote_ident(p.schema_name)))
+      union all
+      select pg_catalog.format('the view''s column %I has another name', a.attname) from pg_catalog.pg_attribute a
+        where a.attrelid = p.view and a.attnum > 0 and not exists (
+          select from pg_catalog.pg_attribute b where b.attrelid = p.base and b.attname = a.attname and not b.attisdropped)
+      union all
+      select 'row security does not act through the view: alter view … set (security_invoker = true)' from pg_catalog.pg_class c
+        where c.oid = p.view and not exists (select from unnest(c.reloptions) o where o ~ '^security_invoker=(true|on|yes|1)$')
+      union all
+      select pg_catalog.format('the view belongs to %I, the table to %I', pg_catalog.pg_get_userbyid(c.relowner), meshaudit_private.owner_of(p.base)) from pg_catalog.pg_class c
+        where c.oid = p.view and c.relowner <> (select b.relowner from pg_catalog.pg_class b where b.oid = p.base)
       union all
       select 'the view no longer reveals by meshaudit''s function'
         from unnest(v_secrets) s join pg_catalog.pg_attribute a on a.attrelid = p.base and a.attname = s
@@ -8384,8 +8409,8 @@ language plpgsql immutable set search_path = ''
 as $$
 begin
   if coalesce(pg_catalog.btrim(p_reason), '') = '' or pg_catalog.char_length(p_reason) > 400 then
-    perform meshaudit_private.refuse('MA005', 'placing and lifting a hold take a reason of at most 400 characters',
-      'It is recorded with the hold''s number.');
+    perform meshaudit_private.refuse('MA005', 'a reason is missing, or has more than 400 characters',
+      'It is recorded, for good.');
   end if;
 end
 $$;

@@ -42,7 +42,12 @@ CHANGES = {
     ),
     "drop view public.t": ("guards", "the view is gone"),
     "drop table meshaudit_protected.t cascade": ("guards", "the table has been dropped"),
-    "alter view public.t rename to u": ("guards", "in place"),
+    "alter view public.t rename to u": ("guards", "the view is called public.u now"),
+    "alter view public.t rename column o to p": ("guards", "the view's column p has another name"),
+    "alter view public.t set (security_invoker = false)": (
+        "guards",
+        "row security does not act through the view",
+    ),
     "drop policy meshaudit_reveal on meshaudit_protected.t": ("guards", "policy meshaudit_reveal is missing"),
     "create policy p on meshaudit_protected.t as restrictive using (false)": ("guards", "policy p binds"),
     "alter table meshaudit_protected.t rename column v to w; grant select (w) on meshaudit_protected.t to public": (
@@ -134,6 +139,16 @@ def test_a_table_whose_view_was_dropped_comes_back(db: Db, owner: psycopg.Connec
         " union all select relname from pg_class where relname ~ '^values_[0-9]+$'"
     )
     assert db.su.execute(left.encode()).fetchall() == []
+
+
+def test_a_table_whose_view_has_another_name_comes_back(db: Db, owner: psycopg.Connection[Any]) -> None:
+    owner.execute("alter view public.t rename to u")
+    owner.execute("create table public.t ()")
+    with pytest.raises(pg.DuplicateTable):
+        owner.execute("select meshaudit.unprotect('u')")
+    owner.execute("drop table public.t")
+    owner.execute("select meshaudit.unprotect('u')")
+    assert owner.execute("select v from public.t order by id").fetchall() == [("S1",), ("S2",)]
 
 
 def test_who_reads_all_data_forges_no_write_of_a_table(db: Db, owner: psycopg.Connection[Any]) -> None:

@@ -2,6 +2,8 @@
 
 from datetime import timedelta
 
+import psycopg
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -17,6 +19,14 @@ def test_any_range_of_an_intact_ledger_is_intact(shared: Ledger, cuts: list[tupl
     shared.expect(to_time=stop)
     if start < stop:
         shared.expect(from_time=start, to_time=stop)
+
+
+def test_an_empty_range_is_not_called_intact(ledger: Ledger):
+    for to_time in ("2026-01-01", "2025-01-01"):
+        with pytest.raises(psycopg.Error, match="the range of time is empty") as caught:
+            ledger.all("select * from meshaudit.verify('2026-01-01', %s)", to_time)
+        assert caught.value.sqlstate == "MA005"
+        ledger.reset()
 
 
 def test_a_range_tells_of_its_entries_what_the_whole_tells(ledger: Ledger, lane: int, end: int):
