@@ -98,7 +98,8 @@ def of_database(exc: Exception) -> Problem:
         case "42501":
             return forbidden(
                 "the token's role may not do this",
-                "it takes membership in meshaudit_auditor: meshaudit.grant_auditor()",
+                "the role must be a member of meshaudit_auditor: name it in the setting api_roles, then call"
+                " meshaudit.grant_auditor() for the token's sub",
             )
         case "57014":
             return unavailable(
