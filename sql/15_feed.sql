@@ -40,6 +40,26 @@ comment on table meshaudit.audit_feed is
   'The newest entries of the audit log, and alerts, as events in the order in which they became visible. A copy, bounded by the setting feed_keep.';
 comment on column meshaudit.audit_feed.feed_id is 'Number of the event: 1, 2, 3 … in the order of visibility.';
 comment on column meshaudit.audit_feed.id is 'As in audit_logs, like all columns up to hash. Null in an alert, where it tells nothing.';
+comment on column meshaudit.audit_feed.secret_id is 'As in audit_logs. In an alert, of the entry that raised it, where the rule is about one.';
+comment on column meshaudit.audit_feed.access_type is 'As in audit_logs; null in an alert.';
+comment on column meshaudit.audit_feed."timestamp" is 'Of an entry as in audit_logs: the access. Of an alert: when it was raised.';
+comment on column meshaudit.audit_feed.user_identity is 'As in audit_logs. In an alert, whom it is about; null if it is about nobody.';
+comment on column meshaudit.audit_feed.ip_address is 'As in audit_logs. In an alert, of the entry that raised it, where the rule is about one.';
+comment on column meshaudit.audit_feed.operation is 'As in audit_logs; null in an alert.';
+comment on column meshaudit.audit_feed.outcome is 'As in audit_logs; null in an alert.';
+comment on column meshaudit.audit_feed.secret_table is 'As in audit_logs. In an alert, of the entry that raised it, where the rule is about one.';
+comment on column meshaudit.audit_feed.scope is 'As in audit_logs; it decides who sees the event. An alert with ''*'' is for who sees everything.';
+comment on column meshaudit.audit_feed.identity_source is 'As in audit_logs: where user_identity comes from.';
+comment on column meshaudit.audit_feed.claimed_identity is 'As in audit_logs, not verified; null in an alert.';
+comment on column meshaudit.audit_feed.db_user is 'As in audit_logs; null in an alert.';
+comment on column meshaudit.audit_feed.db_role is 'As in audit_logs; null in an alert.';
+comment on column meshaudit.audit_feed.application_name is 'As in audit_logs, not verified; null in an alert.';
+comment on column meshaudit.audit_feed.user_agent is 'As in audit_logs; null in an alert.';
+comment on column meshaudit.audit_feed.request_id is 'As in audit_logs; null in an alert.';
+comment on column meshaudit.audit_feed.access_id is 'As in audit_logs; null in an alert.';
+comment on column meshaudit.audit_feed.lane is 'As in audit_logs; null in an alert.';
+comment on column meshaudit.audit_feed.seq is 'As in audit_logs; null in an alert.';
+comment on column meshaudit.audit_feed.hash is 'As in audit_logs; null in an alert. The feed itself is not chained.';
 comment on column meshaudit.audit_feed.kind is 'entry or alert.';
 comment on column meshaudit.audit_feed.alert is 'What an alert says; null in an entry.';
 

@@ -546,6 +546,26 @@ comment on table meshaudit.audit_feed is
   'The newest entries of the audit log, and alerts, as events in the order in which they became visible. A copy, bounded by the setting feed_keep.';
 comment on column meshaudit.audit_feed.feed_id is 'Number of the event: 1, 2, 3 … in the order of visibility.';
 comment on column meshaudit.audit_feed.id is 'As in audit_logs, like all columns up to hash. Null in an alert, where it tells nothing.';
+comment on column meshaudit.audit_feed.secret_id is 'As in audit_logs. In an alert, of the entry that raised it, where the rule is about one.';
+comment on column meshaudit.audit_feed.access_type is 'As in audit_logs; null in an alert.';
+comment on column meshaudit.audit_feed."timestamp" is 'Of an entry as in audit_logs: the access. Of an alert: when it was raised.';
+comment on column meshaudit.audit_feed.user_identity is 'As in audit_logs. In an alert, whom it is about; null if it is about nobody.';
+comment on column meshaudit.audit_feed.ip_address is 'As in audit_logs. In an alert, of the entry that raised it, where the rule is about one.';
+comment on column meshaudit.audit_feed.operation is 'As in audit_logs; null in an alert.';
+comment on column meshaudit.audit_feed.outcome is 'As in audit_logs; null in an alert.';
+comment on column meshaudit.audit_feed.secret_table is 'As in audit_logs. In an alert, of the entry that raised it, where the rule is about one.';
+comment on column meshaudit.audit_feed.scope is 'As in audit_logs; it decides who sees the event. An alert with ''*'' is for who sees everything.';
+comment on column meshaudit.audit_feed.identity_source is 'As in audit_logs: where user_identity comes from.';
+comment on column meshaudit.audit_feed.claimed_identity is 'As in audit_logs, not verified; null in an alert.';
+comment on column meshaudit.audit_feed.db_user is 'As in audit_logs; null in an alert.';
+comment on column meshaudit.audit_feed.db_role is 'As in audit_logs; null in an alert.';
+comment on column meshaudit.audit_feed.application_name is 'As in audit_logs, not verified; null in an alert.';
+comment on column meshaudit.audit_feed.user_agent is 'As in audit_logs; null in an alert.';
+comment on column meshaudit.audit_feed.request_id is 'As in audit_logs; null in an alert.';
+comment on column meshaudit.audit_feed.access_id is 'As in audit_logs; null in an alert.';
+comment on column meshaudit.audit_feed.lane is 'As in audit_logs; null in an alert.';
+comment on column meshaudit.audit_feed.seq is 'As in audit_logs; null in an alert.';
+comment on column meshaudit.audit_feed.hash is 'As in audit_logs; null in an alert. The feed itself is not chained.';
 comment on column meshaudit.audit_feed.kind is 'entry or alert.';
 comment on column meshaudit.audit_feed.alert is 'What an alert says; null in an entry.';
 
@@ -5858,6 +5878,37 @@ create view meshaudit.alert_rules with (security_invoker = true) as
   from meshaudit_private.alert_rules r;
 grant select on meshaudit.alert_rules to meshaudit_auditor;
 comment on view meshaudit.alert_rules is 'The alert rules; changed by meshaudit.set_alert_rule().';
+
+comment on column meshaudit.alerts.alert_id is 'Number of the alert: 1, 2, 3 … in the order of visibility.';
+comment on column meshaudit.alerts.raised_at is 'When it was raised, by the server''s clock.';
+comment on column meshaudit.alerts.rule is 'The rule that raised it, as in alert_rules; test is a test_alert().';
+comment on column meshaudit.alerts.severity is 'info, warning or critical, as the rule had it then.';
+comment on column meshaudit.alerts.scope is 'The scope that it is about, and whose auditors see it; ''*'' is seen by who sees everything.';
+comment on column meshaudit.alerts.user_identity is 'Whom it is about; null if it is about nobody.';
+comment on column meshaudit.alerts.identity_source is 'Where user_identity comes from: jwt or database.';
+comment on column meshaudit.alerts.message is 'What happened, in one line.';
+comment on column meshaudit.alerts.happened_at is 'When it happened that raised it: of an entry, the time of its access.';
+comment on column meshaudit.alerts.last_at is 'When it happened last in the window.';
+comment on column meshaudit.alerts.count is 'How often it has happened in the window.';
+comment on column meshaudit.alerts.entry_id is 'id in audit_logs of the entry that raised it, of several the last; null where the rule is about none.';
+comment on column meshaudit.alerts.secret_id is 'Which secret that entry is about.';
+comment on column meshaudit.alerts.secret_table is 'Which table that entry is about.';
+comment on column meshaudit.alerts.ip_address is 'Where that access came from; of several, if all came from there.';
+comment on column meshaudit.alerts.window_start is 'Start of the window: one alert a rule, whom it is about and window.';
+comment on column meshaudit.alerts.acknowledged_at is 'When somebody first took note of it; null: nobody yet.';
+comment on column meshaudit.alerts.acknowledged_by is 'Who did.';
+comment on column meshaudit.alerts.note is 'What that person wrote.';
+comment on column meshaudit.alert_rules.rule is 'Its name, which set_alert_rule() takes.';
+comment on column meshaudit.alert_rules.enabled is 'Whether it is applied.';
+comment on column meshaudit.alert_rules.severity is 'Of its alerts: info, warning or critical.';
+comment on column meshaudit.alert_rules.threshold is 'The number that counts, as about says; null: it takes none.';
+comment on column meshaudit.alert_rules.period is 'The window of counting; and one alert a window, identity and scope.';
+comment on column meshaudit.alert_rules.learns is 'For so long after it is enabled, a rule about what is new only learns; null: it takes none.';
+comment on column meshaudit.alert_rules.time_zone is 'Of opens, closes and days; null: it takes none, as those.';
+comment on column meshaudit.alert_rules.opens is 'Start of the hours outside which an access raises an alert.';
+comment on column meshaudit.alert_rules.closes is 'End of those hours, not within them; before opens: they go over midnight.';
+comment on column meshaudit.alert_rules.days is 'Days with those hours: 1 is Monday, 7 Sunday.';
+comment on column meshaudit.alert_rules.about is 'What it finds.';
 
 -- sql/78_alerts_api.sql
 
