@@ -47,12 +47,6 @@ def test_version_and_module() -> None:
     assert ok("--version") == f"meshaudit {meshaudit.__version__}\n"
 
 
-def test_usage_errors_exit_2() -> None:
-    done = run("nonsense")
-    assert done.returncode == 2
-    assert "No such command" in done.stderr
-
-
 # Filters and formats.
 
 
