@@ -62,9 +62,11 @@ def logs(
             raise BadArgument(
                 f"--follow and {option} exclude each other", "following starts now and has no end"
             )
-    writer = output.writer(
-        form or ("json" if wants_json(context, as_json) else "table"), sys.stdout, endless=follows
-    )
+    if wants_json(context, as_json):
+        if form not in (None, "json"):
+            raise BadArgument(f"--json and --format {form} exclude each other", "give one of them")
+        form = "json"
+    writer = output.writer(form or "table", sys.stdout, endless=follows)
     if since is not None and from_time is not None:
         raise BadArgument("--since and --from exclude each other", "give one of them")
     ago = filters.span("--since", since) if since is not None else None
