@@ -116,6 +116,8 @@ def set_rule(
         name: filters.plain(f"--{name.replace('_', '-')}", text) for name, text in texts.items()
     }
     rule = filters.plain("RULE", rule) or ""
+    if all(value is None for value in values.values()):
+        raise BadArgument("nothing to change is given", "its options: meshaudit alerts set --help")
     with db.connect(dsn(context, database)) as conn:
         require_current(conn)
         alerts.set_rule(conn, rule, values)
