@@ -196,7 +196,12 @@ NONSENSE = [
     (["hold", "lift", "9" * 20, "--reason", "r"], f"no hold {'9' * 20}"),
     (["revoke-auditor", "nobody-we-know"], "nobody-we-know has no grant for all scopes"),
     (["grant-auditor", ""], "identity must be 1 to 256 characters"),
-    (["down", "--data", "/nonexistent"], "there is no server in /nonexistent"),
+    (
+        ["down", "--data", "/nonexistent"],
+        "there is no server in /nonexistent (hint: meshaudit up --data /nonexistent makes one)",
+    ),
+    (["down", "--data", ""], "--data is empty"),
+    (["up", "--data", ""], "--data is empty"),
 ]
 
 
