@@ -102,12 +102,17 @@ def _misspelt(exc: Any, context: Any) -> int:
     elif context is not None and context.invoked_subcommand:
         # Of an option without its value Typer does not tell the command.
         where = f"{PROGRAM} {context.invoked_subcommand}"
-    return _fail(BadArgument(exc.format_message(), f"{where} --help"))
+    # Not _fail: of a misspelt command no traceback would say more.
+    return _say(BadArgument(exc.format_message(), f"{where} --help"))
 
 
 def _fail(error: MeshauditError) -> int:
     if os.environ.get("MESHAUDIT_DEBUG"):
         raise error
+    return _say(error)
+
+
+def _say(error: MeshauditError) -> int:
     # What a failed command has printed so far is let go first, so that the error comes last.
     try:
         sys.stdout.flush()

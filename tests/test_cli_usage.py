@@ -65,7 +65,14 @@ def test_a_misspelt_command_is_told_in_one_line(args: list[str], said: str, comm
 def test_as_a_module_it_says_the_same() -> None:
     done = subprocess.run([*PROGRAM, "bogus"], env=environment(), capture_output=True, text=True)
     assert_one_line(done)
-    assert done.stderr == fails("bogus")
+    assert done.stderr == fails("bogus") == fails("bogus", env={"MESHAUDIT_DEBUG": "1"})
+
+
+def test_debug_shows_where() -> None:
+    done = run("logs", "--from", "noonish", env={"MESHAUDIT_DEBUG": "1"})
+    assert done.returncode == 1
+    assert done.stderr.rstrip().endswith("BadArgument: --from: 'noonish' is not a time")
+    assert "Traceback" in done.stderr
 
 
 @pytest.mark.parametrize("args", [[], ["hold"]], ids=["program", "group"])
