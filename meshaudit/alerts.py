@@ -8,7 +8,7 @@ import psycopg
 from psycopg.rows import class_row, dict_row
 
 from meshaudit import db
-from meshaudit.errors import BadArgument
+from meshaudit.errors import BadArgument, BadSqlArgument, MeshauditError, translate
 from meshaudit.filters import BIGINT, INTEGER
 from meshaudit.output import stamp
 
@@ -79,7 +79,20 @@ def raise_one(conn: psycopg.Connection[Any]) -> int:
 
 def rules(conn: psycopg.Connection[Any]) -> list[dict[str, Any]]:
     """The rules."""
-    return _rows(conn, "select * from meshaudit.alert_rules order by rule", _AUDITOR)
+    query = f"""select rule, enabled, severity, threshold, {_written("period")}, {_written("learns")},
+      time_zone, opens, closes, days, about from meshaudit.alert_rules order by rule"""
+    return _rows(conn, query, _AUDITOR)
+
+
+def _written(column: str) -> str:
+    # As one gives it to --period, whatever the server's IntervalStyle is.
+    parts = ", ".join(
+        f"({n}, '{unit}', extract({unit} from {column})::float8)"
+        for n, unit in enumerate(("year", "month", "day", "hour", "minute", "second"))
+    )
+    return f"""case when {column} is not null then coalesce((
+      select string_agg(value || ' ' || unit || case when value = 1 then '' else 's' end, ' ' order by n)
+      from (values {parts}) v (n, unit, value) where value <> 0), '0 seconds') end as {column}"""
 
 
 def webhooks(conn: psycopg.Connection[Any]) -> list[dict[str, Any]]:
@@ -102,6 +115,30 @@ def set_rule(conn: psycopg.Connection[Any], rule: str, values: dict[str, Any]) -
                 f"a value cannot be used: {what}",
                 "a period is like '5 minutes', a time like 07:00, a day 1 (Monday) to 7",
             ) from exc
+        except psycopg.Error as exc:
+            if exc.sqlstate == BadSqlArgument.sqlstate and "no alert rule" in (
+                exc.diag.message_primary or ""
+            ):
+                raise _unfit(conn, rule, exc) from exc
+            raise
+
+
+def _unfit(conn: psycopg.Connection[Any], rule: str, exc: psycopg.Error) -> MeshauditError:
+    """Whether there is no such rule, or one that takes no such value: the database says that in one error."""
+    try:
+        there = _one(conn, "select count(*) from meshaudit.alert_rules where rule = %s::text", rule)
+        any_there = there or _one(conn, "select count(*) from meshaudit.alert_rules")
+    except psycopg.Error:
+        any_there = 0
+    if not any_there:
+        # Not this role's to see.
+        return translate(exc)
+    if not there:
+        return BadArgument(f"no alert rule {rule!r}", "meshaudit alerts rules lists them")
+    return BadArgument(
+        f"the alert rule {rule!r} takes no such value",
+        "what is empty in meshaudit alerts rules, a rule does not take",
+    )
 
 
 def add_webhook(conn: psycopg.Connection[Any], url: str, secret: str | None) -> tuple[int, str]:

@@ -20,7 +20,7 @@ class Fault(NamedTuple):
 class Outside(NamedTuple):
     """Verified archives, as far as the database has to do with them."""
 
-    ledger_ids: frozenset[UUID]
+    ledgers: Mapping[str, UUID]  # of each partition's manifest
     digests: Mapping[str, str]  # of each partition's manifest
     hashes: Mapping[tuple[int, int], bytes]  # of places that were asked for
 
@@ -35,9 +35,20 @@ class Outside(NamedTuple):
             Fault(f"{partition}.manifest.json", "the log knows of no retirement to it; archive again")
             for partition in sorted(self.digests.keys() - retired.keys())
         ]
-        if self.ledger_ids - {ledger_id}:
-            faults.append(Fault("", "the archives are of another ledger than the database"))
+        faults += [
+            Fault(f"{partition}.manifest.json", "it is of another ledger than the database")
+            for partition, ledger in sorted(self.ledgers.items())
+            if ledger != ledger_id
+        ]
         return faults
+
+    def foreign(self, ledger_id: UUID, retired: Mapping[str, str]) -> bool:
+        """Whether they have nothing to do with this ledger, and so say nothing about it.
+
+        One that the log names is its own, whatever the ledger calls itself by now.
+        """
+        ours = ledger_id in self.ledgers.values() or set(self.digests.values()) & set(retired.values())
+        return bool(self.ledgers) and not ours
 
     def _wrong(self, partition: str, digest: str) -> str:
         if partition not in self.digests:

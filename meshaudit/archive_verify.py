@@ -61,7 +61,7 @@ class Archives(NamedTuple):
     def outside(self) -> Outside:
         """What of it concerns a database."""
         return Outside(
-            frozenset(m.ledger_id for m in self.manifests),
+            {m.partition: m.ledger_id for m in self.manifests},
             {m.partition: m.digest for m in self.manifests},
             self.hashes,
         )

@@ -4,10 +4,12 @@ Exit codes: 0 done, 1 the log was altered (verify) or the demo did not go as tol
 An error is one line on stderr, with a hint, never a traceback (MESHAUDIT_DEBUG=1 gives one).
 """
 
+import contextlib
 import logging
 import os
 import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -32,9 +34,10 @@ from meshaudit.commands import (
     retain,
     serve,
 )
-from meshaudit.errors import MeshauditError, translate
+from meshaudit.errors import BadArgument, MeshauditError, translate
 from meshaudit.output import one_line
 
+PROGRAM = "meshaudit"
 FILES = "check the path, its permissions and the space left"
 BUG = "this is a bug; MESHAUDIT_DEBUG=1 shows where"
 
@@ -42,34 +45,74 @@ BUG = "this is a bug; MESHAUDIT_DEBUG=1 shows where"
 class Guarded(TyperGroup):
     """Runs a command; whatever it raises ends in one line and an exit code."""
 
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        """Run it with these arguments, or the program's; ends in SystemExit."""
+        with _told():
+            # However it was started: the name that is in every hint.
+            kwargs |= {"standalone_mode": False, "prog_name": kwargs.get("prog_name") or PROGRAM}
+            code = super().main(*args, **kwargs)
+            sys.stdout.flush()
+        raise SystemExit(code if isinstance(code, int) else 0)
+
     def invoke(self, ctx: Any) -> Any:
-        try:
+        # Here and not in main alone, as Typer has an end of its own for a broken pipe.
+        with _told(ctx):
             result = super().invoke(ctx)
             # Here, while a full disk or a closed pipe can still be told from success.
             sys.stdout.flush()
-        except KeyboardInterrupt:
-            raise SystemExit(130) from None
-        except BrokenPipeError:
-            _discard_stdout()
-            raise SystemExit(128 + signal.SIGPIPE) from None
-        except MeshauditError as error:
-            raise SystemExit(_fail(error)) from None
-        except psycopg.Error as exc:
-            raise SystemExit(_fail(translate(exc))) from None
-        except OSError as exc:
-            name = f"{exc.filename}: " if exc.filename else ""
-            raise SystemExit(_fail(MeshauditError(f"{name}{exc.strerror or exc}", FILES))) from None
-        except Exception as exc:
-            # Exit and usage errors are exceptions too, and Typer's to handle.
-            if hasattr(exc, "exit_code"):
-                raise
-            raise SystemExit(_fail(MeshauditError(f"{type(exc).__name__}: {exc}", BUG))) from None
         return result
+
+
+@contextlib.contextmanager
+def _told(context: Any = None) -> Iterator[None]:
+    try:
+        yield
+    except (KeyboardInterrupt, typer.Abort):
+        raise SystemExit(130) from None
+    except BrokenPipeError:
+        _discard_stdout()
+        raise SystemExit(128 + signal.SIGPIPE) from None
+    except MeshauditError as error:
+        raise SystemExit(_fail(error)) from None
+    except psycopg.Error as exc:
+        raise SystemExit(_fail(translate(exc))) from None
+    except OSError as exc:
+        name = f"{exc.filename}: " if exc.filename else ""
+        raise SystemExit(_fail(MeshauditError(f"{name}{exc.strerror or exc}", FILES))) from None
+    except typer.Exit:
+        raise
+    except Exception as exc:
+        # By what it has: Typer's own name for its class depends on its version.
+        if hasattr(exc, "format_message"):
+            raise SystemExit(_misspelt(exc, context)) from None
+        raise SystemExit(_fail(MeshauditError(f"{type(exc).__name__}: {exc}", BUG))) from None
+
+
+def _misspelt(exc: Any, context: Any) -> int:
+    """Say how a command line is wrong."""
+    if type(exc).__name__ == "NoArgsIsHelpError":
+        # No error but the help, which is printed already where rich prints it.
+        if text := exc.format_message():
+            print(text)
+        sys.stdout.flush()
+        return 2
+    where = PROGRAM
+    if getattr(exc, "ctx", None):
+        where = exc.ctx.command_path
+    elif context is not None and context.invoked_subcommand:
+        # Of an option without its value Typer does not tell the command.
+        where = f"{PROGRAM} {context.invoked_subcommand}"
+    # Not _fail: of a misspelt command no traceback would say more.
+    return _say(BadArgument(exc.format_message(), f"{where} --help"))
 
 
 def _fail(error: MeshauditError) -> int:
     if os.environ.get("MESHAUDIT_DEBUG"):
         raise error
+    return _say(error)
+
+
+def _say(error: MeshauditError) -> int:
     # What a failed command has printed so far is let go first, so that the error comes last.
     try:
         sys.stdout.flush()
@@ -88,7 +131,7 @@ def _discard_stdout() -> None:
 
 app = typer.Typer(
     cls=Guarded,
-    name="meshaudit",
+    name=PROGRAM,
     help="A Postgres-native, tamper-evident audit log for secrets.",
     no_args_is_help=True,
     add_completion=False,

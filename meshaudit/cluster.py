@@ -42,9 +42,24 @@ def locked(data: Path) -> Iterator[None]:
 def require_ours(data: Path) -> None:
     """Raise if `data` holds anything but what an interrupted start of ours leaves."""
     if any(path.name not in {".lock", "pgdata.new"} for path in data.iterdir()):
-        raise ServerError(
-            f"{data} is not empty and holds no server of ours", "choose an empty data directory"
-        )
+        raise _foreign(data)
+
+
+def refuse_foreign(data: Path) -> None:
+    """Raise, before anything is left in it, if `data` is plainly somebody else's directory.
+
+    One with a lock may be being made just now: that is for who holds the lock to judge.
+    """
+    try:
+        names = {path.name for path in data.iterdir()}
+    except OSError:
+        return  # not there yet, or told when the lock is taken
+    if names and not names & {".lock", _STATE}:
+        raise _foreign(data)
+
+
+def _foreign(data: Path) -> ServerError:
+    return ServerError(f"{data} is not empty and holds no server of ours", "choose an empty data directory")
 
 
 def temporary_dir(first: Path | None = None) -> Path:

@@ -16,6 +16,7 @@ behind, even when this process is killed.
 import contextlib
 import os
 import random
+import shlex
 import shutil
 import socket
 import subprocess
@@ -83,6 +84,7 @@ class Server:
         """
         data = data.absolute()
         wanted = dict(settings or {})
+        cluster.refuse_foreign(data)
         with cluster.locked(data):
             state = cluster.read_state(data)
             if state is None:
@@ -106,7 +108,8 @@ class Server:
         data = data.absolute()
         state = cluster.read_state(data)
         if state is None:
-            raise ServerError(f"there is no server in {data}", "meshaudit up makes one")
+            option = "" if data == default_data_dir().absolute() else f" --data {shlex.quote(str(data))}"
+            raise ServerError(f"there is no server in {data}", f"meshaudit up{option} makes one")
         return cls(data, state)
 
     @classmethod

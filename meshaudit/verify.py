@@ -94,13 +94,17 @@ def _verify(
             "connect as an auditor of scope '*': select meshaudit.grant_auditor('…')",
         )
     now = current(conn)
+    retired = read_retired(conn)
+    # Of a ledger that was replaced the checkpoint tells, and more than that it could not be checked.
+    replaced = held is not None and held.ledger_id != now.ledger_id
+    if archives is not None and not replaced and archives.foreign(now.ledger_id, retired.digests):
+        raise BadArgument("these archives are of another ledger than the database", "is --archive right?")
     chains = Chains()
     query = f"select {ROW} from meshaudit.audit_logs{span.where()}"
     total = max(now.entries, 1)
     chains.read(conn, query, lambda done: progress(min(done, total), total))
     progress(total, total)
     problems = [Problem(row.lane, row.seq, row.id, "inserted") for row in chains.homeless]
-    retired = read_retired(conn)
     if not span.limited:
         for stretches in retired.runs.values():
             chains.include(stretches)

@@ -206,9 +206,14 @@ def test_what_the_program_refuses(auth_db: Db, tmp_path: Path) -> None:
     assert "bypasses row security" in fails(
         "serve", dsn=auth_db.dsn(auth_db.role("b", bypassrls=True)), env=env
     )
-    assert "No such file" in fails(
-        "serve", "--port", "0", dsn=dsn, env={"MESHAUDIT_JWKS": str(tmp_path / "x")}
-    )
+    nothing = fails("serve", "--port", "0", dsn=dsn, env={"MESHAUDIT_JWKS": str(tmp_path / "x")})
+    assert f"MESHAUDIT_JWKS: cannot read {tmp_path / 'x'}: No such file" in nothing
+    nobody = fails("serve", dsn=dsn, env={"MESHAUDIT_JWKS": "http://u:pw@127.0.0.1:1/jwks?token=t"})
+    assert "cannot read http://127.0.0.1:1/jwks: " in nobody
+    for text in (b"root:x:0:0:root", b"\xff"):
+        (tmp_path / "no.json").write_bytes(text)
+        said = fails("serve", "--port", "0", dsn=dsn, env={"MESHAUDIT_JWKS": str(tmp_path / "no.json")})
+        assert f"MESHAUDIT_JWKS: {tmp_path / 'no.json'} is not JSON" in said
     nested = tmp_path / "nested"
     nested.write_text('{"keys": [' + "[" * 100_000)
     said = fails("serve", "--port", "0", dsn=dsn, env={"MESHAUDIT_JWKS": str(nested)})

@@ -30,6 +30,23 @@ def test_status_maintain_and_auditors(db: Db) -> None:
         assert "part of" in fails(command, dsn=db.dsn(auditor))
 
 
+def test_alert_rules(db: Db) -> None:
+    db.su.execute(f"alter database {db.name} set intervalstyle = 'iso_8601'".encode())
+    rules = {row["rule"]: row for row in ok_json("alerts", "rules", dsn=db.dsn())}
+    assert (rules["reads"]["period"], rules["reads"]["learns"]) == ("5 minutes", None)
+    assert (rules["new_secret"]["period"], rules["new_secret"]["learns"]) == ("1 hour", "1 day")
+    assert " 5 minutes " in ok("alerts", "rules", dsn=db.dsn())
+    ok("alerts", "set", "new_secret", "--period", "1 day 90.5 seconds", "--learns", "0", dsn=db.dsn())
+    changed = next(r for r in ok_json("alerts", "rules", dsn=db.dsn()) if r["rule"] == "new_secret")
+    assert (changed["period"], changed["learns"]) == ("1 day 1 minute 30.5 seconds", "0 seconds")
+
+    assert "nothing to change is given" in fails("alerts", "set", "reads", dsn=db.dsn())
+    line = fails("alerts", "set", "bogus", "--on", dsn=db.dsn())
+    assert "no alert rule 'bogus' (hint: meshaudit alerts rules" in line
+    line = fails("alerts", "set", "reads", "--opens", "07:00", dsn=db.dsn())
+    assert "the alert rule 'reads' takes no such value (hint: " in line
+
+
 def test_migrate(empty_db: Db) -> None:
     dsn = empty_db.dsn()
     before = ok_json("migrate", "--status", dsn=dsn)

@@ -147,7 +147,7 @@ def test_leaves_foreign_directories_alone(data: Path) -> None:
     (data / "precious").touch()
     with pytest.raises(ServerError, match="not empty"):
         Server.create(data, bindir=BINDIR)
-    assert sorted(p.name for p in data.iterdir()) == [".lock", "precious"]
+    assert sorted(p.name for p in data.iterdir()) == ["precious"]
     with pytest.raises(ServerError, match="no server in"):
         Server.open(data)
 

@@ -368,7 +368,7 @@ def test_commands(db: Db, receiver: Receiver) -> None:
     assert ok_json("alerts", "--open", dsn=dsn) == []
     ok("alerts", "set", "reads", "--threshold", "7", "--period", "1 hour", dsn=dsn)
     rules = {rule["rule"]: rule for rule in ok_json("alerts", "rules", dsn=dsn)}
-    assert (rules["reads"]["threshold"], rules["reads"]["period"]) == (7, "1:00:00")
+    assert (rules["reads"]["threshold"], rules["reads"]["period"]) == (7, "1 hour")
     (hook,) = json.loads(ok("alerts", "webhooks", "--json", dsn=dsn))
     assert "secret" not in hook
     ok("alerts", "webhook-remove", str(made["webhook_id"]), dsn=dsn)

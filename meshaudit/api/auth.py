@@ -14,10 +14,12 @@ Invariants
 import asyncio
 import json
 import logging
+import re
 import time
 import urllib.error
 import urllib.request
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
@@ -88,14 +90,30 @@ class KeySet:
         """Read the source; a set that cannot be read leaves the old keys in force, unless `strict`."""
         self._tried = time.monotonic()
         try:
-            self._keys = _keys(self._read())
-        except (OSError, ValueError, BadArgument, RecursionError) as exc:
-            if strict:
-                hint = "it must be a JWK set with RSA keys of 2048 bits or more, or P-256 keys"
-                raise BadArgument(f"MESHAUDIT_JWKS: {exc}", hint) from exc
-            _log.warning("JWK set: %s", exc)
+            self._keys = _keys(self._read(), _shown(self._source))
+        except (ValueError, RecursionError) as exc:
+            self._failed(
+                str(exc),
+                "it must be a JWK set with RSA keys of 2048 bits or more, or P-256 keys",
+                exc,
+                strict,
+            )
+        except (OSError, HTTPException) as exc:
+            why = getattr(exc, "strerror", None) or getattr(exc, "reason", None) or exc
+            self._failed(
+                f"cannot read {_shown(self._source)}: {why}",
+                "give a file or a URL that this server's user can read",
+                exc,
+                strict,
+            )
         else:
             self._fetched = time.monotonic()
+
+    @staticmethod
+    def _failed(what: str, hint: str, exc: Exception, strict: bool) -> None:
+        if strict:
+            raise BadArgument(f"MESHAUDIT_JWKS: {what}", hint) from exc
+        _log.warning("JWK set: %s", what)
 
     def _read(self) -> bytes:
         if not self._source.startswith(("http://", "https://")):
@@ -105,10 +123,18 @@ class KeySet:
         return text
 
 
-def _keys(text: bytes) -> list[_Key]:
-    document = json.loads(text)
+def _shown(source: str) -> str:
+    # A URL may carry a password, or a token.
+    return re.sub(r"^(https?://)(?:[^/@]*@)?([^?#]*).*", r"\1\2", source)
+
+
+def _keys(text: bytes, source: str) -> list[_Key]:
+    try:
+        document = json.loads(text)
+    except (ValueError, RecursionError) as exc:
+        raise ValueError(f"{source} is not JSON") from exc
     if not isinstance(document, dict) or not isinstance(document.get("keys"), list):
-        raise ValueError("not a JWK set")
+        raise ValueError(f"{source} is not a JWK set")
     found = [key for item in document["keys"] if (key := _key(item)) is not None]
     if not found:
         raise ValueError("no key in it can be used")

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from meshaudit import alerts, db, filters, output, sealer, webhooks
-from meshaudit.commands.options import Dsn, Json, dsn, wants_json
+from meshaudit.commands.options import Dsn, Json, between, dsn, stands, wants_json
 from meshaudit.errors import BadArgument
 from meshaudit.version import require_current
 
@@ -26,6 +26,13 @@ def listing(
 ) -> None:
     """The newest alerts."""
     if context.invoked_subcommand:
+        for option, given in (("--limit", stands(context, "limit")), ("--open", unacknowledged)):
+            if given:
+                raise BadArgument(
+                    f"{option} is for the list of alerts, not for {context.invoked_subcommand}",
+                    f"leave {option} out",
+                )
+        between(context, database, as_json)
         return
     limit = filters.most("--limit", limit)
     with db.connect(dsn(context, database)) as conn:
@@ -109,6 +116,8 @@ def set_rule(
         name: filters.plain(f"--{name.replace('_', '-')}", text) for name, text in texts.items()
     }
     rule = filters.plain("RULE", rule) or ""
+    if all(value is None for value in values.values()):
+        raise BadArgument("nothing to change is given", "its options: meshaudit alerts set --help")
     with db.connect(dsn(context, database)) as conn:
         require_current(conn)
         alerts.set_rule(conn, rule, values)

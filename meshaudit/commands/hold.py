@@ -5,11 +5,11 @@ from typing import Annotated
 import typer
 
 from meshaudit import db, filters, output, retention
-from meshaudit.commands.options import Dsn, Json, dsn, wants_json
+from meshaudit.commands.options import Dsn, Json, between, dsn, wants_json
 from meshaudit.errors import BadArgument
 from meshaudit.version import require_current
 
-app = typer.Typer(help="Legal holds: what they match stays.", no_args_is_help=True)
+app = typer.Typer(help="Legal holds: what they match stays.", no_args_is_help=True, callback=between)
 Reason = Annotated[str, typer.Option("--reason", help="Why. It is recorded.")]
 
 

@@ -5,12 +5,14 @@ from typing import Annotated
 import typer
 
 from meshaudit import db, filters, output, queries
-from meshaudit.commands.options import Dsn, Json, dsn, wants_json
+from meshaudit.commands.options import Dsn, Json, between, dsn, wants_json
 from meshaudit.errors import BadArgument
 from meshaudit.version import require_current
 
 app = typer.Typer(
-    help="Pseudonyms in the log (setting erasable_identities), and whose they are.", no_args_is_help=True
+    help="Pseudonyms in the log (setting erasable_identities), and whose they are.",
+    no_args_is_help=True,
+    callback=between,
 )
 
 

@@ -7,12 +7,14 @@ from typing import Annotated
 import typer
 
 from meshaudit import db, output, sealer
-from meshaudit.commands.options import Dsn, Json, dsn, wants_json
+from meshaudit.commands.options import Dsn, Json, between, dsn, wants_json
 from meshaudit.version import require_current
 
 _HINT = "connect as a member of meshaudit_operator with the attribute REPLICATION"
 
-app = typer.Typer(help="The journal: accesses that no ROLLBACK takes back.", no_args_is_help=True)
+app = typer.Typer(
+    help="The journal: accesses that no ROLLBACK takes back.", no_args_is_help=True, callback=between
+)
 
 
 @app.command()

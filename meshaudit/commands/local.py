@@ -8,11 +8,15 @@ import typer
 
 from meshaudit import db, output
 from meshaudit.commands.options import Json, wants_json
+from meshaudit.errors import BadArgument
 from meshaudit.server import Server, default_data_dir
 
+# A text: an empty path would be the current directory.
 Data = Annotated[
-    Path | None,
-    typer.Option("--data", help="The server's directory.", show_default=str(default_data_dir())),
+    str | None,
+    typer.Option(
+        "--data", metavar="DIR", help="The server's directory.", show_default=str(default_data_dir())
+    ),
 ]
 # What later parts of meshaudit need is on from the start, as it takes a restart to change.
 _SETTINGS = {"wal_level": "logical", "cluster_name": "meshaudit"}
@@ -31,7 +35,7 @@ def up(context: typer.Context, data: Data = None, as_json: Json = False) -> None
     from meshaudit import migrate
 
     db.forget_other_servers()
-    where = (data or default_data_dir()).absolute()
+    where = _directory(data)
     server = Server.create(where, settings=_SETTINGS, password=secrets.token_urlsafe(18))
     was_running = server.running()
     server.start()
@@ -48,7 +52,7 @@ def up(context: typer.Context, data: Data = None, as_json: Json = False) -> None
 
 def down(context: typer.Context, data: Data = None, as_json: Json = False) -> None:
     """Stop the server of `up`. Its data stay."""
-    where = (data or default_data_dir()).absolute()
+    where = _directory(data)
     server = Server.open(where)
     was_running = server.running()
     server.stop()
@@ -56,3 +60,9 @@ def down(context: typer.Context, data: Data = None, as_json: Json = False) -> No
         output.dump({"data": str(where), "stopped": was_running})
     else:
         output.note(f"{'stopped' if was_running else 'not running'}; the data stay in {where}")
+
+
+def _directory(data: str | None) -> Path:
+    if data is not None and not data.strip():
+        raise BadArgument("--data is empty", "give a directory, or leave --data out")
+    return (Path(data) if data is not None else default_data_dir()).absolute()

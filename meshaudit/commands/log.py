@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from meshaudit import db, extra, filters, follow, output, queries
-from meshaudit.commands.options import Dsn, Json, dsn, names_database, wants_json
+from meshaudit.commands.options import Dsn, Json, dsn, names_database, stands, wants_json
 from meshaudit.errors import BadArgument
 from meshaudit.version import require_current
 
@@ -53,16 +53,20 @@ def logs(
     if follows and after is not None:
         raise BadArgument("--follow and --after exclude each other", "following starts now")
     if follows:
-        source = context.get_parameter_source("limit")
-        limited = source is not None and source.name != "DEFAULT"
-        given_too = {"--archive": archive is not None, "--to": to_time is not None, "--limit": limited}
+        given_too = {
+            "--archive": archive is not None,
+            "--to": to_time is not None,
+            "--limit": stands(context, "limit"),
+        }
         for option in (name for name, there in given_too.items() if there):
             raise BadArgument(
                 f"--follow and {option} exclude each other", "following starts now and has no end"
             )
-    writer = output.writer(
-        form or ("json" if wants_json(context, as_json) else "table"), sys.stdout, endless=follows
-    )
+    if wants_json(context, as_json):
+        if form not in (None, "json"):
+            raise BadArgument(f"--json and --format {form} exclude each other", "give one of them")
+        form = "json"
+    writer = output.writer(form or "table", sys.stdout, endless=follows)
     if since is not None and from_time is not None:
         raise BadArgument("--since and --from exclude each other", "give one of them")
     ago = filters.span("--since", since) if since is not None else None

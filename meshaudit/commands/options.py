@@ -1,4 +1,5 @@
-"""Options that many commands share. They may stand before the command's name or after it."""
+"""Options that many commands share. They may stand before the command's name, after it, or, where a command
+has two names, between them. The one that stands last counts."""
 
 import os
 from dataclasses import dataclass
@@ -24,6 +25,12 @@ Dsn = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
+def between(context: typer.Context, database: Dsn = None, as_json: Json = False) -> None:
+    """The callback of a group: what stands before a subcommand's name is the subcommand's."""
+    before: Before = context.obj
+    context.obj = Before(before.dsn if database is None else database, as_json or before.as_json)
+
+
 def dsn(context: typer.Context, after: str | None) -> str:
     """The DSN to use; empty leaves everything to libpq."""
     before: Before = context.obj
@@ -40,3 +47,9 @@ def wants_json(context: typer.Context, after: bool) -> bool:
     """Whether --json stood anywhere."""
     before: Before = context.obj
     return after or before.as_json
+
+
+def stands(context: typer.Context, name: str) -> bool:
+    """Whether a parameter was given, be it with its default's value."""
+    source = context.get_parameter_source(name)
+    return source is not None and source.name != "DEFAULT"

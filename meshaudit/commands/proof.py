@@ -55,6 +55,11 @@ def verify(
     """
     if record and (from_time or to_time):
         raise BadArgument("--record is for the whole log", "leave --from and --to out")
+    alone = archive is not None and not names_database(dsn(context, database))
+    if alone and record:
+        raise BadArgument("--record takes a database", "give --dsn")
+    if alone and checkpoint is not None:
+        raise BadArgument("a checkpoint is of a database", "name it with --dsn")
     start, end = filters.time("--from", from_time), filters.time("--to", to_time)
     # Before the database is asked: a bad file should not cost a long run.
     held = _held(checkpoint) if checkpoint is not None else None
@@ -63,9 +68,7 @@ def verify(
         if start or end:
             raise BadArgument("--archive verifies whole archives", "leave --from and --to out")
         archives = _archives(archive, held)
-    if archives is not None and not names_database(dsn(context, database)):
-        if held is not None:
-            raise BadArgument("a checkpoint is of a database", "name it with --dsn")
+    if archives is not None and alone:
         archives, expired = extra.load("meshaudit.expired").judged(archives, archive)
         _tell_archives(archives, expired, wants_json(context, as_json))
         return
@@ -247,8 +250,12 @@ def _write(path: Path, text: str) -> None:
             file.flush()
             os.fsync(file.fileno())
         fresh.replace(path)
+    except OSError as exc:
+        # Of the file that was asked for: nobody knows of the other one.
+        raise BadArgument(f"cannot write {path}: {exc.strerror}", "choose another place") from exc
     finally:
-        fresh.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            fresh.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

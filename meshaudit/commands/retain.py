@@ -6,7 +6,7 @@ import typer
 
 from meshaudit import db, extra, filters, output, queries, retention
 from meshaudit.commands.archive import progress
-from meshaudit.commands.options import Dsn, Json, dsn, wants_json
+from meshaudit.commands.options import Dsn, Json, between, dsn, wants_json
 from meshaudit.errors import BadArgument
 from meshaudit.version import require_current
 
@@ -91,6 +91,7 @@ def _row(step: retention.Step, action: str) -> dict[str, Any]:
 def listing(context: typer.Context, database: Dsn = None, as_json: Json = False) -> None:
     """The policies that count."""
     if context.invoked_subcommand:
+        between(context, database, as_json)
         return
     with db.connect(dsn(context, database)) as conn:
         require_current(conn)

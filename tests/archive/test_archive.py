@@ -77,6 +77,7 @@ def test_archives_alone_and_with_the_database(archived: tuple[Db, Path], tmp_pat
     assert "none has gone" in ok(
         "verify", "--archive", str(place), "--checkpoint", str(tmp_path / "c"), dsn=db.dsn()
     )
+    assert "--record takes a database" in fails("verify", "--archive", str(place), "--record")
 
 
 def test_a_checkpoint_from_before(past: Db, tmp_path: Path) -> None:
