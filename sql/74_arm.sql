@@ -102,6 +102,22 @@ end
 $$;
 revoke all on function meshaudit_private.schedule_sealing(boolean) from public;
 
+-- Makes the slot; returns where it begins. In a subtransaction (that is what the EXCEPTION is for): a commit that changes the
+-- catalogue, and that the new slot skips, has Postgres roll back one of its own, and go on with the resource owner of what is around that:
+-- the query that had called it then ended in "snapshot reference is not owned by resource owner TopTransaction".
+create function meshaudit_private.make_slot(p_slot name) returns pg_lsn
+language plpgsql volatile security invoker set search_path = ''
+as $$
+begin
+  begin
+    return (select c.lsn from pg_catalog.pg_create_logical_replication_slot(p_slot, 'pgoutput') c);
+  exception when no_data_found then
+    raise;
+  end;
+end
+$$;
+revoke all on function meshaudit_private.make_slot(name) from public;
+
 create function meshaudit_private.arm() returns text
 language sql volatile security invoker
 begin atomic
@@ -112,7 +128,7 @@ begin atomic
     select n from meshaudit_private.slot_to_make() n
     where not exists (select from pg_catalog.pg_replication_slots s where s.slot_name = n)
   ), made as materialized (
-    select c.lsn from missing m, lateral pg_catalog.pg_create_logical_replication_slot(m.n, 'pgoutput') c
+    select meshaudit_private.make_slot(m.n) as lsn from missing m
   )
   select n.told || meshaudit_private.schedule_sealing(true)
   from (select meshaudit_private.note_armed(meshaudit_private.slot_to_make(),
@@ -206,10 +222,11 @@ grant execute on function meshaudit.disarm_journal() to meshaudit_operator;
 
 grant execute on function meshaudit_private.slot_to_make(), meshaudit_private.slot_works(text, pg_lsn), meshaudit_private.arm(),
   meshaudit_private.slot_goes_on(), meshaudit_private.schedule_sealing(boolean), meshaudit_private.note_armed(name, pg_lsn, boolean), meshaudit_private.disarm(),
-  meshaudit_private.begin_disarm(), meshaudit_private.note_disarmed(pg_lsn)
+  meshaudit_private.begin_disarm(), meshaudit_private.note_disarmed(pg_lsn), meshaudit_private.make_slot(name)
   to meshaudit_operator;
 
-comment on function meshaudit_private.slot_to_make() is 'The slot''s name. Raises MA002 if no slot can be made.';
+comment on function meshaudit_private.slot_to_make() is 'The slot''s name. Raises MA002 if no slot can be made, MA005 if not in this transaction.';
+comment on function meshaudit_private.make_slot(name) is 'Makes a slot of that name; returns where it begins.';
 comment on function meshaudit_private.note_armed(name, pg_lsn, boolean) is 'Notes that the slot was made: key, state, entry.';
 comment on function meshaudit_private.slot_goes_on() is 'Whether the slot is there, and nobody but the sealer has moved it.';
 comment on function meshaudit_private.begin_disarm() is 'Shuts the journal; returns up to where it must be sealed.';
@@ -218,6 +235,6 @@ comment on function meshaudit_private.schedule_sealing(boolean) is 'Has pg_cron 
 comment on function meshaudit_private.arm() is 'meshaudit.arm_journal().';
 comment on function meshaudit_private.disarm() is 'meshaudit.disarm_journal().';
 comment on function meshaudit.arm_journal() is
-  'Arms the journal: makes its logical slot and a new signing key. Recorded; if an armed journal had lost its slot, as a gap with the LSN range that may be missing. From then on somebody must seal (meshaudit seal --follow), since the slot keeps WAL; where pg_cron is in this database, it is told to. Needs meshaudit_operator and REPLICATION. Raises MA002 if the server cannot.';
+  'Arms the journal: makes its logical slot and a new signing key. Recorded; if an armed journal had lost its slot, as a gap with the LSN range that may be missing. From then on somebody must seal (meshaudit seal --follow), since the slot keeps WAL; where pg_cron is in this database, it is told to. Needs meshaudit_operator and REPLICATION. Raises MA002 if the server cannot, MA005 in a transaction that has written.';
 comment on function meshaudit.disarm_journal() is
   'Seals the journal a last time, disarms it and drops its slot. Recorded. Raises MA002 while transactions that used it are open. False if there was no slot. Needs meshaudit_operator and REPLICATION.';

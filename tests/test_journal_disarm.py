@@ -31,6 +31,32 @@ def test_arming_takes_a_transaction_of_its_own(db: Db) -> None:
     db.su.execute("commit")
 
 
+def test_a_slot_is_made_while_tables_are(db: Db) -> None:
+    """A commit that changes the catalogue, and that the new slot skips, once ended arming in an internal error."""
+    waits = "select count(*) from pg_stat_activity where pid = %s and wait_event_type = 'Lock'"
+
+    def opened() -> psycopg.Connection[object]:
+        conn = db.connect(autocommit=False)
+        conn.execute("select pg_current_xact_id()")
+        return conn
+
+    first, operator, told = opened(), db.connect(), []
+    arming = threading.Thread(target=lambda: told.append(one(operator, ARM)))
+    arming.start()
+    waiting = partial(one, db.su, waits, operator.info.backend_pid)
+    wait_until(waiting)
+    second = opened()
+    held = "select count(*) from pg_locks l where l.locktype = 'transactionid' and not l.granted and l.transactionid = %s::xid"
+    xid = one(second, "select pg_current_xact_id()::xid::text")
+    first.commit()
+    wait_until(lambda: one(db.su, held, xid))
+    for number in range(3):
+        db.su.execute(f"create table public.meanwhile_{number} (id int primary key)".encode())
+    second.commit()
+    arming.join()
+    assert told == ["armed"]
+
+
 def test_disarming_waits_for_open_transactions(journal: Journal) -> None:
     client = journal.client()
     client.execute("begin read only")
