@@ -94,7 +94,7 @@ OF_THE_SEALER = (
         "schedule_sealing",
     ),
     *("feed", "feed_after_seal"),
-    *("arm", "slot_to_make", "note_armed", "disarm", "begin_disarm", "note_disarmed"),
+    *("arm", "make_slot", "slot_to_make", "note_armed", "disarm", "begin_disarm", "note_disarmed"),
 )
 
 
