@@ -169,6 +169,8 @@ COLLATION = "create collation ci (provider = icu, locale = 'und-u-ks-level2', de
 def test_a_collation_has_no_say_in_what_changed(db: Db, mode: str) -> None:
     """Where abc is ABC, a change of one to the other is one all the same."""
     su = db.su
+    if su.execute("select from pg_collation where collname like '%-x-icu' limit 1").rowcount == 0:
+        pytest.skip("this build has no ICU, and without it all collations are deterministic")
     su.execute(
         f"{COLLATION} create table t (id text collate ci primary key, v text, s text collate ci)".encode()
     )
